@@ -1,0 +1,123 @@
+"""One TOML file, read once by each process; one frozen model per section, unknown keys refused.
+
+Environment variables override single fields: `RATCHET_<SECTION>_<FIELD>`, for example
+`RATCHET_GATEWAY_PORT=8080`. Nothing is read at import.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from feedback.errors import ConfigError
+
+SECTIONS = ("deployment", "pipeline", "gateway", "engine", "rollout", "learner")
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[deployment]`: what every process must agree on."""
+
+    data_dir: Path = Path(".ratchet")
+    """Folder for the log, the state, adapters, snapshots and runs."""
+    base_model: str = "embedded"
+    """A Hugging Face causal-LM directory with a chat template, or `embedded` for the bundled tiny model."""
+    cache_dir: Path = Path("build/cache")
+    """Where the embedded base model is kept once made."""
+    log: Literal["embedded", "kafka"] = "embedded"
+    """Which event log the pipeline reads. The gateway always writes to the embedded one first."""
+    kafka_servers: str = "127.0.0.1:9092"
+    """Bootstrap servers, comma-separated."""
+    kafka_prefix: str = "ratchet"
+    """Topics are named `<prefix>.turns`, `<prefix>.signals`, `<prefix>.adapters`, `<prefix>.dead-letters`."""
+    kafka_partitions: int = 4
+    """Partitions of each topic, when ratchet creates it."""
+    state_url: str = ""
+    """SQLAlchemy URL of registry, keys and pipeline state; empty: SQLite in `data_dir`."""
+
+    @property
+    def state(self) -> str:
+        return self.state_url or f"sqlite:///{(self.data_dir / 'state.db').absolute()}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.data_dir / "log.db"
+
+    @property
+    def adapters_dir(self) -> Path:
+        return (self.data_dir / "adapters").absolute()
+
+    @property
+    def snapshots_dir(self) -> Path:
+        return (self.data_dir / "snapshots").absolute()
+
+    @property
+    def runs_dir(self) -> Path:
+        return (self.data_dir / "runs").absolute()
+
+
+class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[pipeline]`: from events to pairs and snapshots."""
+
+    batch_records: int = 500
+    """Records folded per transaction."""
+    poll_s: float = 0.5
+    """Longest wait for new records."""
+    snapshot_every_s: float = 0.0
+    """Build a snapshot on this clock when there is something new; 0: only when asked."""
+    heldout_fraction: float = 0.2
+    """Share of users and prompt states kept out of training, for ever."""
+    account_cap: float = 0.05
+    """Largest share of a snapshot's weight that one account may have."""
+    metrics_port: int = 9101
+    """Prometheus metrics of the pipeline; 0: off."""
+
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+
+def read(path: Path | None) -> dict[str, Any]:
+    """The sections of a TOML file; {} without one.
+
+    Raises: ConfigError when the file is missing, is not TOML or holds an unknown section.
+    """
+    if path is None:
+        return {}
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"configuration file {path}: {e.strerror}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"configuration file {path} is not TOML: {e}") from e
+    unknown = sorted(set(sections) - set(SECTIONS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown section [{unknown[0]}]; known are {', '.join(SECTIONS)}")
+    return sections
+
+
+def section(
+    sections: Mapping[str, Any], name: str, model: type[C], environ: Mapping[str, str] | None = None
+) -> C:
+    """One section as its model, environment overrides applied.
+
+    Raises: ConfigError naming the field, the value's fault and the known fields.
+    """
+    overrides = os.environ if environ is None else environ
+    values = dict(sections.get(name, {}))
+    fields = {f.name: f for f in msgspec.structs.fields(model)}
+    for field in fields:
+        raw = overrides.get(f"RATCHET_{name}_{field}".upper())
+        if raw is not None:
+            values[field] = raw
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"[{name}] has no field {unknown[0]!r}; it has {', '.join(sorted(fields))}")
+    values = {
+        k: v.split(",") if isinstance(v, str) and "list" in str(fields[k].type) else v for k, v in values.items()
+    }
+    try:
+        return msgspec.convert(values, model, strict=False)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"[{name}] {e}") from e

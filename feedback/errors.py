@@ -1,0 +1,43 @@
+"""Everything `feedback` can refuse, as one tree.
+
+    FeedbackError
+    ├── ConfigError          a configuration file, key or value that cannot be used
+    ├── CodecError           bytes that are no event
+    │   └── UnknownEventType     an event type or major version this release does not know
+    ├── LogError             the event log did not take or give what it was asked for
+    │   ├── LogUnavailable       broker or file out of reach: try again later
+    │   └── LogFull              no space left: nothing was written
+    └── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
+"""
+
+
+class FeedbackError(Exception):
+    pass
+
+
+class ConfigError(FeedbackError):
+    pass
+
+
+class CodecError(FeedbackError):
+    pass
+
+
+class UnknownEventType(CodecError):
+    pass
+
+
+class LogError(FeedbackError):
+    pass
+
+
+class LogUnavailable(LogError):
+    pass
+
+
+class LogFull(LogError):
+    pass
+
+
+class SnapshotError(FeedbackError):
+    pass

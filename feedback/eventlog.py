@@ -1,0 +1,69 @@
+"""The event log as its users see it: what it promises, its topics, its keys. No I/O here.
+
+Two implementations keep this contract and pass the same tests (`tests/feedback/test_eventlog.py`):
+`feedback.embedded.EmbeddedLog` (one SQLite file) and `feedback.kafka.KafkaLog`.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from feedback.events import AdapterTransitioned, Event, SignalReceived, TurnRecorded
+
+
+class Topic(StrEnum):
+    TURNS = "turns"
+    SIGNALS = "signals"
+    ADAPTERS = "adapters"
+    DEAD_LETTERS = "dead-letters"
+
+
+_TOPIC_OF = {TurnRecorded: Topic.TURNS, SignalReceived: Topic.SIGNALS, AdapterTransitioned: Topic.ADAPTERS}
+
+
+def topic_of(event: Event) -> Topic:
+    return _TOPIC_OF[type(event.data)]
+
+
+class Position(msgspec.Struct, frozen=True, order=True):
+    topic: str
+    partition: int
+    offset: int
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One entry as it lies in the log. `value` may be undecodable: that is the reader's business."""
+
+    position: Position
+    key: str
+    value: bytes
+
+
+class EventLog(Protocol):
+    def append(self, topic: Topic, key: str, event_id: str, value: bytes) -> "Future[Position | None]":
+        """Queue one entry; the future resolves once it is durable, and not before.
+
+        Never blocks on I/O. Appending the same `event_id` to the same topic again is harmless: the embedded
+        log drops the second, Kafka may keep both and readers drop it. The position may be None when the
+        backend does not tell. The future fails with LogFull or LogUnavailable; then nothing was promised.
+        """
+        ...
+
+    def partitions(self, topic: Topic) -> Sequence[int]: ...
+
+    def read(
+        self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
+    ) -> list[Record]:
+        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for the first."""
+        ...
+
+    def end(self, topic: Topic, partition: int) -> int:
+        """The offset that the next entry will get."""
+        ...
+
+    def close(self) -> None:
+        """Everything queued is durable or its future has failed when this returns."""
+        ...

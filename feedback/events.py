@@ -1,0 +1,166 @@
+"""The events of the loop: frozen, versioned values. Serialising them is `codec`'s work.
+
+A new field gets a default, so that old bytes still decode; a changed meaning gets a new event type.
+Times are aware UTC datetimes; durations are seconds; users are pseudonyms (`feedback.privacy`).
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+Message = dict[str, Any]
+"""One message of the OpenAI chat protocol: `role`, `content` and whatever else the client sent."""
+
+
+class SignalKind(StrEnum):
+    THUMB = "thumb"
+    RATING = "rating"
+    COMMENT = "comment"
+    EDIT = "edit"
+    REGENERATION = "regeneration"
+    REPHRASE = "rephrase"
+    CORRECTION = "correction"
+    COPY = "copy"
+    CONTINUATION = "continuation"
+    COMPARISON = "comparison"
+    LABEL = "label"
+
+
+class TurnStatus(StrEnum):
+    COMPLETE = "complete"
+    ABORTED = "aborted"
+    """The client went away before the last byte; `reply` holds what was sent."""
+    FAILED = "failed"
+    """The engine broke off in mid-stream; `reply` holds what was sent."""
+
+
+class IdentitySource(StrEnum):
+    """How the gateway knew which conversation a turn belongs to; decides what may be inferred from it."""
+
+    EXPLICIT = "explicit"
+    """A header or `metadata.conversation_id` named it."""
+    USER = "user"
+    """Same end user and same first message."""
+    HISTORY = "history"
+    """No user given: same key and same first message, which many end users may share."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class TurnRecorded(msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"):
+    """One served reply with all that made it."""
+
+    response_id: str
+    conversation_id: str
+    identity: IdentitySource
+    principal: str
+    """Id of the API key's owner."""
+    user: str
+    """Pseudonym of the end user; of the principal when the client named none."""
+    adapter: str
+    arm: str
+    """`stable`, `canary`, or `pinned` when the client asked for an adapter by name."""
+    propensity: float
+    """Probability with which this arm was chosen for this unit."""
+    messages: tuple[Message, ...]
+    reply: Message
+    """The assistant message that was served."""
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each sampled token at the sampling temperature (nats)."""
+    sampling: Sampling = Sampling()
+    finish_reason: str = "stop"
+    status: TurnStatus = TurnStatus.COMPLETE
+    started_at: datetime
+    first_token_s: float | None = None
+    duration_s: float = 0.0
+    learn: bool = True
+    """False when the client withheld consent (`store: false`): served, counted, never learned from."""
+
+
+class SignalReceived(
+    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.signal.received.v1", tag_field="type"
+):
+    """What somebody did about a turn, as a client told us."""
+
+    signal_id: str
+    response_id: str
+    conversation_id: str
+    principal: str
+    user: str
+    kind: SignalKind
+    value: float | None = None
+    """thumb: 1 up, 0 down. rating: 0..1. comparison: probability that `response_id` is the better one."""
+    text: str | None = None
+    """comment: its text. edit: the reply as the user would have it."""
+    reasons: tuple[str, ...] = ()
+    other_response_id: str | None = None
+    """comparison and regeneration: the other reply."""
+    dimensions: dict[str, float] = {}
+    received_at: datetime
+
+
+class AdapterTransitioned(
+    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.adapter.transitioned.v1", tag_field="type"
+):
+    """The registry moved an adapter from one state to another."""
+
+    adapter: str
+    from_state: str
+    to_state: str
+    by: str
+    reason: str
+    at: datetime
+
+
+Data = TurnRecorded | SignalReceived | AdapterTransitioned
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A CloudEvents 1.0 envelope. `id` is deterministic: the same fact always has the same id."""
+
+    id: str
+    source: str
+    time: datetime
+    key: str
+    """Partitioning key: the conversation id, so that one partition sees a conversation in order."""
+    data: Data
+
+
+def turn_event(turn: TurnRecorded, source: str = "ratchet/gateway") -> Event:
+    return Event(
+        id=f"turn-{turn.response_id}", source=source, time=turn.started_at, key=turn.conversation_id, data=turn
+    )
+
+
+def signal_event(signal: SignalReceived, source: str = "ratchet/gateway") -> Event:
+    return Event(
+        id=f"signal-{signal.signal_id}",
+        source=source,
+        time=signal.received_at,
+        key=signal.conversation_id,
+        data=signal,
+    )
+
+
+def adapter_event(transition: AdapterTransitioned, source: str = "ratchet/controller") -> Event:
+    return Event(
+        id=f"adapter-{transition.adapter}-{transition.to_state}-{transition.at.isoformat()}",
+        source=source,
+        time=transition.at,
+        key=transition.adapter,
+        data=transition,
+    )

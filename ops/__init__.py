@@ -1,0 +1,1 @@
+"""Which adapter serves whom, and why: registry, gates, rollouts, the engine's adapters, metrics."""

@@ -1,0 +1,95 @@
+"""Adapters as values: names, states, lineage and the evidence that gates read. No I/O.
+
+    registered → evaluated → loaded → canary → stable → superseded → retired
+         │           │                   │        │
+         └── rejected ┘                  └─ rolled_back ┘
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+IDENTITY_RUN = "base"
+"""Run id of the all-zero adapter that serves the base arm, so that both arms take the same path in vLLM."""
+
+
+class AdapterState(StrEnum):
+    REGISTERED = "registered"
+    EVALUATED = "evaluated"
+    """Its gates passed."""
+    LOADED = "loaded"
+    """Every replica's probe agrees."""
+    CANARY = "canary"
+    STABLE = "stable"
+    SUPERSEDED = "superseded"
+    """Was stable; stays loaded until the next promotion so that rolling back is a flip of the table."""
+    RETIRED = "retired"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled_back"
+
+
+class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the learner measured of a candidate, for the gates. Rewards are in units of the reward model's
+    standard deviation on root-reference samples; KL in nats per reply; intervals are 95 %."""
+
+    prompts: int
+    samples: int
+    reward_gain: float
+    """Mean held-out reward of the candidate minus that of the adapter it would replace."""
+    reward_gain_low: float
+    reward_gain_high: float
+    kl_root_nats: float
+    kl_parent_nats: float
+    mean_tokens: float
+    baseline_mean_tokens: float
+    well_formed: float
+    """Share of replies that end by themselves, are not empty and do not repeat themselves."""
+    baseline_well_formed: float
+    reward_model_accuracy: float
+    """On held-out pairs."""
+    reward_model_pairs: int
+    """How many held-out pairs that accuracy rests on."""
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA with a lineage. `name` ends in the first 8 hex digits of `sha256` and is never reused."""
+
+    name: str
+    sha256: str
+    """`digest()` of its files."""
+    path: str
+    """Absolute, content-addressed folder with `adapter_config.json` and `adapter_model.safetensors`."""
+    base_sha256: str
+    run_id: str
+    parent: str | None = None
+    snapshot: str | None = None
+    reward_model: str | None = None
+    state: AdapterState = AdapterState.REGISTERED
+    revision: int = 0
+    """Counts transitions; every change is compare-and-swap on it."""
+    report: EvalReport | None = None
+    reason: str = ""
+    """Why it is in this state."""
+    created_at: datetime
+    changed_at: datetime
+
+
+def adapter_name(run_id: str, sha256: str) -> str:
+    return f"{run_id}-{sha256[:8]}"
+
+
+LIVE = frozenset({AdapterState.LOADED, AdapterState.CANARY, AdapterState.STABLE, AdapterState.SUPERSEDED})
+"""States in which every replica must have the adapter loaded."""
+
+TRANSITIONS: dict[AdapterState, frozenset[AdapterState]] = {
+    AdapterState.REGISTERED: frozenset({AdapterState.EVALUATED, AdapterState.REJECTED}),
+    AdapterState.EVALUATED: frozenset({AdapterState.LOADED, AdapterState.REJECTED}),
+    AdapterState.LOADED: frozenset({AdapterState.CANARY, AdapterState.STABLE, AdapterState.REJECTED}),
+    AdapterState.CANARY: frozenset({AdapterState.STABLE, AdapterState.ROLLED_BACK}),
+    AdapterState.STABLE: frozenset({AdapterState.SUPERSEDED, AdapterState.ROLLED_BACK}),
+    AdapterState.SUPERSEDED: frozenset({AdapterState.STABLE, AdapterState.RETIRED}),
+    AdapterState.RETIRED: frozenset(),
+    AdapterState.REJECTED: frozenset(),
+    AdapterState.ROLLED_BACK: frozenset({AdapterState.RETIRED}),
+}

@@ -1,0 +1,1 @@
+"""The loop's measuring instrument: simulated users with hidden, stated preferences."""

@@ -1,0 +1,1 @@
+"""The gateway: answers chat requests and records them. Never trains, never judges."""
