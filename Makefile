@@ -1,2 +1,69 @@
-help:
-	@echo todo
+# ratchet: everything a person or the CI does. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# CPU builds of torch are found through pip's own configuration on some machines; elsewhere in PyTorch's CPU index.
+TORCH  := $(shell grep -E '^torch==' requirements-cpu.txt)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export RATCHET_DEPLOYMENT_CACHE_DIR ?= $(CURDIR)/build/cache
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help install base demo up unit test check lint types contracts docs bench lock clean
+
+help: ## what can be made
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements-cpu.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "ratchet needs Python 3.11 or 3.12 as '$(PYTHON)' (or make PYTHON=...)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "ratchet needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $$(grep -c == requirements-cpu.txt) pinned packages into $(VENV) (two to four minutes the first time)"
+	@$(BIN)/pip install --disable-pip-version-check --progress-bar on --no-deps -q $(TORCH) \
+		|| $(BIN)/pip install --disable-pip-version-check --no-deps -q --index-url $(TORCH_INDEX) $(TORCH)
+	@$(BIN)/pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements-cpu.txt | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/pip install --disable-pip-version-check --no-deps -q --no-build-isolation -e .
+	@touch $@
+
+install: $(VENV)/.installed ## the environment, from the pinned CPU lock
+
+base: install ## the embedded base model (once, cached in build/cache)
+	@$(BIN)/ratchet learn base
+
+demo: base ## start everything, turn the loop, show that the assistant got better
+	@$(BIN)/ratchet demo
+
+up: base ## start the service and stay up
+	@$(BIN)/ratchet up
+
+unit: install ## the quick tests: no engine, no broker, no browser
+	@$(BIN)/python -m pytest tests -q -m "not slow and not vllm and not kafka and not browser and not postgres" --timeout 120
+
+test: base ## every test, with real vLLM, Kafka, PostgreSQL and Chromium where they are installed
+	@$(BIN)/python -m pytest tests
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install
+	@$(BIN)/mypy
+
+contracts: install
+	@$(BIN)/lint-imports
+
+check: lint types contracts test ## exactly what CI runs
+
+docs: install ## write the generated reference pages (configuration, events, metrics, commands)
+	@$(BIN)/python -m tests.reference
+
+bench: install ## every benchmark
+	@$(BIN)/python -m tests.benchmarks
+
+bench-%: install ## one benchmark, for example bench-log
+	@$(BIN)/python -m tests.benchmarks $*
+
+lock: ## resolve the pinned locks anew
+	@.ci/lock
+
+clean: ## remove what was built, but not the environment
+	@rm -rf build .ratchet
