@@ -1,8 +1,8 @@
 """Adapters as values: names, states, lineage and the evidence that gates read. No I/O.
 
-    registered → evaluated → loaded → canary → stable → superseded → retired
-         │           │                   │        │
-         └── rejected ┘                  └─ rolled_back ┘
+registered → evaluated → loaded → canary → stable → superseded → retired
+     │           │                   │        │
+     └── rejected ┘                  └─ rolled_back ┘
 """
 
 from datetime import datetime
@@ -50,6 +50,8 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     """On held-out pairs."""
     reward_model_pairs: int
     """How many held-out pairs that accuracy rests on."""
+    baseline: str | None = None
+    """Name of the adapter it was measured against; evidence against one that no longer serves is stale."""
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +77,26 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     changed_at: datetime
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One state change to make, valid only while the adapter is still at `revision`."""
+
+    name: str
+    revision: int
+    to: AdapterState
+    reason: str
+    report: EvalReport | None = None
+    """Evidence to store with it; None keeps what is there."""
+
+
 def adapter_name(run_id: str, sha256: str) -> str:
     return f"{run_id}-{sha256[:8]}"
 
 
 LIVE = frozenset({AdapterState.LOADED, AdapterState.CANARY, AdapterState.STABLE, AdapterState.SUPERSEDED})
 """States in which every replica must have the adapter loaded."""
+
+WANTED = LIVE | {AdapterState.EVALUATED}
+"""States in which the controller sees to it that every replica loads the adapter."""
 
 TRANSITIONS: dict[AdapterState, frozenset[AdapterState]] = {
     AdapterState.REGISTERED: frozenset({AdapterState.EVALUATED, AdapterState.REJECTED}),

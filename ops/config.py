@@ -1,11 +1,15 @@
 """`[engine]` and `[rollout]`: the vLLM replicas, and how adapters come to serve users."""
 
+from typing import Literal
+
 import msgspec
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[engine]`: the vLLM replicas."""
+    """`[engine]`: the replicas that generate."""
 
+    kind: Literal["vllm", "transformers"] = "vllm"
+    """`vllm`, or the small engine over transformers and peft for machines without vLLM."""
     urls: list[str] = []
     """Replicas that somebody else runs; empty: `ratchet up` starts and watches `count` of its own."""
     count: int = 1
@@ -51,10 +55,14 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Mean reply length against the baseline's; also bounded below by its inverse."""
     min_well_formed: float = 0.9
     """Share of replies that must be well-formed, or the baseline's own share less 0.02 if that is lower."""
+    min_reward_model_pairs: int = 10
+    """Fewer held-out pairs than this say nothing of the reward model."""
     max_error_rate: float = 0.02
     """A canary failing more of its turns than this (and at least 3) is rolled back."""
     auto_promote: bool = True
     """Promote when the last step is over; False: wait for `ratchet adapters promote`."""
+    drain_s: float = 5.0
+    """How long an adapter stays loaded after the last table that routed to it."""
     metrics_port: int = 9103
     """Prometheus metrics of the controller; 0: off."""
 

@@ -1,13 +1,13 @@
 """Everything `ops` can refuse, as one tree.
 
-    OpsError
-    ├── UnknownAdapter       no adapter of that name is registered
-    ├── InvalidAdapter       files that are no adapter for this base model, or not the ones registered
-    ├── TransitionRefused    a state change that the state machine or its evidence does not allow
-    ├── RevisionConflict     somebody else changed the record first: read again and decide again
-    ├── RegistryUnavailable  the registry's database is out of reach
-    └── EngineError          a vLLM replica refused or did not answer
-        └── EngineUnavailable    it is down or too slow: try another replica, or later
+OpsError
+├── UnknownAdapter       no adapter of that name is registered
+├── InvalidAdapter       files that are no adapter for this base model, or not the ones registered
+├── TransitionRefused    a state change that the state machine or its evidence does not allow
+├── RevisionConflict     somebody else changed the record first: read again and decide again
+├── RegistryUnavailable  the registry's database is out of reach
+└── EngineError          a vLLM replica refused or did not answer
+    └── EngineUnavailable    it is down or too slow: try another replica, or later
 """
 
 
@@ -32,6 +32,14 @@ class RevisionConflict(OpsError):
 
 
 class RegistryUnavailable(OpsError):
+    pass
+
+
+class UnknownQuestion(OpsError):
+    pass
+
+
+class NoBaseModel(OpsError):
     pass
 
 

@@ -13,7 +13,9 @@ from prometheus_client import start_http_server
 def configure_logging(process: str, *, level: int = 20) -> None:
     """Bind the process's name to every log line; `level` as in `logging` (20 is INFO)."""
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(pad_event_to=30) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(pad_event_to=30)
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

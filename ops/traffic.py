@@ -5,6 +5,7 @@ and the unit; the canary takes the buckets below its fraction. Raising the fract
 the canary, so nobody flips back and forth during a ramp.
 """
 
+from datetime import datetime
 from hashlib import blake2b
 
 import msgspec
@@ -23,6 +24,8 @@ class TrafficTable(msgspec.Struct, frozen=True, kw_only=True):
     previous: str | None = None
     pinnable: tuple[str, ...] = ()
     """Further adapters that a client may ask for by name (loaded everywhere)."""
+    changed_at: datetime | None = None
+    """When the split became this; a canary step lasts from here."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -52,5 +55,7 @@ def pin(table: TrafficTable, adapter: str) -> Assignment:
     """
     names = [n for n in (table.stable, table.canary, table.previous, *table.pinnable) if n]
     if adapter not in names:
-        raise UnknownAdapter(f"model {adapter!r} is not served; ask for 'ratchet' or one of {', '.join(names)}")
+        raise UnknownAdapter(
+            f"model {adapter!r} is not served; ask for 'ratchet' or one of {', '.join(names)}"
+        )
     return Assignment(adapter, "pinned", 1.0)
