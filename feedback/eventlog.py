@@ -40,6 +40,8 @@ class Record(msgspec.Struct, frozen=True):
     position: Position
     key: str
     value: bytes
+    event_id: str = ""
+    """Empty when whoever wrote the entry gave none."""
 
 
 class EventLog(Protocol):

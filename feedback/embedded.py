@@ -1,0 +1,367 @@
+"""The event log in one SQLite file: the default log and every gateway's outbox. It never deletes an entry.
+
+A table per topic, one partition (0), offsets from 0 without gaps. Any number of processes may read and write
+the same file. Each process has one writer thread: whatever waits while a commit is on its way to the disk
+goes into the next one together (group commit), so a thousand waiting callers cost one fsync.
+"""
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import Counter, Histogram
+
+from feedback.errors import LogError, LogFull, LogUnavailable
+from feedback.eventlog import Position, Record, Topic
+
+COMMITS = Counter(
+    "ratchet_feedback_log_commits_total",
+    "Group commits (one fsync each) of the embedded log, by outcome",
+    ["outcome"],
+)
+COMMIT_SECONDS = Histogram(
+    "ratchet_feedback_log_commit_seconds",
+    "Time of one group commit of the embedded log, seconds",
+    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
+)
+
+FORMAT = 1
+"""Version of the file's layout, kept in its `user_version`."""
+
+_GROUP = 1024
+_CHECKPOINT_EVENTS = 2000
+_LOOK_AGAIN_S = 0.01
+_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"})
+
+_log = structlog.get_logger()
+
+Work = Callable[[sqlite3.Connection], Any]
+"""What one caller wants done in the next transaction; a LogError that it returns fails that caller alone."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What lies in a topic beyond a cursor."""
+
+    events: int
+    oldest_at: datetime | None
+    """When the first of them was appended; None when there is none."""
+
+
+class EmbeddedLog:
+    """`feedback.eventlog.EventLog` on the SQLite file `path`.
+
+    Nothing is opened before it is used, so a log out of reach fails futures and reads, never the constructor.
+
+    Args: `lock_timeout_s`, how long another process may hold the file until a call fails with LogUnavailable;
+    `max_pending`, entries that may wait for the disk until further ones are refused; `clock`, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lock_timeout_s: float = 5.0,
+        max_pending: int = 100_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._lock_timeout_s = lock_timeout_s
+        self._max_pending = max_pending
+        self._clock = clock
+        self._queue: deque[tuple[Work, Future[Any]]] = deque()
+        self._queued = threading.Condition()
+        self._appended = threading.Condition()
+        self._reading = threading.Lock()
+        self._reader: sqlite3.Connection | None = None
+        self._closed = False
+        self._writer = threading.Thread(target=self._write, name="embedded-log", daemon=True)
+        self._writer.start()
+
+    def append(self, topic: Topic, key: str, event_id: str, value: bytes) -> "Future[Position | None]":
+        return self._submit(partial(_insert, topic, key, event_id, value, self._clock()))
+
+    def partitions(self, topic: Topic) -> Sequence[int]:
+        return (0,)
+
+    def read(
+        self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
+    ) -> list[Record]:
+        _check(topic, partition)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            rows = self._query(
+                f'SELECT offset, event_id, key, value FROM "{topic}"'
+                " WHERE offset >= ? ORDER BY offset LIMIT ?",
+                (offset, limit),
+            )
+            left_s = deadline - time.monotonic()
+            if rows or left_s <= 0:
+                return [
+                    Record(Position(topic, 0, at), key, value, event_id) for at, event_id, key, value in rows
+                ]
+            with self._appended:  # our own appends wake us at once, those of other processes by looking again
+                self._appended.wait(min(left_s, _LOOK_AGAIN_S))
+
+    def end(self, topic: Topic, partition: int) -> int:
+        _check(topic, partition)
+        return int(self._query(f'SELECT coalesce(max(offset), -1) + 1 FROM "{topic}"')[0][0])
+
+    def find(self, topic: Topic, event_id: str) -> bytes | None:
+        """The value appended under `event_id`, if there is one."""
+        rows = self._query(f'SELECT value FROM "{topic}" WHERE event_id = ?', (event_id,))
+        return bytes(rows[0][0]) if rows else None
+
+    def cursor(self, name: str, topic: Topic) -> int:
+        """The offset that the reader called `name` goes on from; 0 at first."""
+        rows = self._query("SELECT offset FROM cursors WHERE name = ? AND topic = ?", (name, topic))
+        return int(rows[0][0]) if rows else 0
+
+    def advance(self, name: str, topic: Topic, offset: int) -> "Future[None]":
+        """Move a cursor forward, durably; it never moves back."""
+        return self._submit(partial(_advance, name, topic, offset))
+
+    def backlog(self, name: str, topic: Topic) -> Backlog:
+        """What the reader called `name` has not passed yet."""
+        cursor = self.cursor(name, topic)
+        rows = self._query(
+            f'SELECT appended_at FROM "{topic}" WHERE offset >= ? ORDER BY offset LIMIT 1', (cursor,)
+        )
+        if not rows:
+            return Backlog(0, None)
+        return Backlog(self.end(topic, 0) - cursor, datetime.fromtimestamp(rows[0][0], UTC))
+
+    def close(self) -> None:
+        with self._queued:
+            self._closed = True
+            self._queued.notify()
+        self._writer.join()
+        with self._reading:
+            self._drop_reader()
+
+    def _query(self, sql: str, args: Sequence[object] = ()) -> list[Any]:
+        with self._reading:
+            if self._closed:
+                raise LogUnavailable(f"the log {self._path} is closed")
+            try:
+                if self._reader is None:
+                    self._reader = _open(self._path, self._lock_timeout_s)
+                return self._reader.execute(sql, args).fetchall()
+            except (sqlite3.Error, OSError) as e:
+                self._drop_reader()
+                raise _translated(e, self._path) from e
+
+    def _drop_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _submit(self, work: Work) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # a caller that goes away does not take its entry along
+        with self._queued:
+            if self._closed:
+                future.set_exception(LogUnavailable(f"the log {self._path} is closed"))
+            elif len(self._queue) >= self._max_pending:
+                future.set_exception(
+                    LogUnavailable(f"{len(self._queue)} entries already wait for {self._path}")
+                )
+            else:
+                self._queue.append((work, future))
+                self._queued.notify()
+        return future
+
+    def _take(self) -> list[tuple[Work, Future[Any]]]:
+        """The next group; waits for one, and is empty once the log is closed and drained."""
+        with self._queued:
+            while not self._queue and not self._closed:
+                self._queued.wait()
+            return [self._queue.popleft() for _ in range(min(len(self._queue), _GROUP))]
+
+    def _write(self) -> None:
+        """The writer thread."""
+        file = _Writing(self._path, self._lock_timeout_s)
+        group: list[tuple[Work, Future[Any]]] = []
+        try:
+            while group := self._take():
+                _settle(group, file.commit([work for work, _ in group]))
+                with self._appended:
+                    self._appended.notify_all()
+                file.checkpoint_when_due()
+        finally:  # empty unless a defect ended the thread: then nobody may wait for ever
+            with self._queued:
+                self._closed = True
+                left = [*group, *self._queue]
+            _settle(left, [LogUnavailable(f"the writer of {self._path} has stopped")] * len(left))
+            file.close()
+
+
+class _Writing:
+    """The writer thread's side of the file. What goes wrong with the file comes back as outcomes."""
+
+    def __init__(self, path: Path, lock_timeout_s: float) -> None:
+        self._path = path
+        self._lock_timeout_s = lock_timeout_s
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._since_checkpoint = 0
+
+    def commit(self, works: Sequence[Work]) -> list[Any]:
+        """Everything in one transaction: an outcome for each, the same error for all if it did not commit."""
+        started = time.perf_counter()
+        try:
+            outcomes = _transact(self._connected(), works)
+        except (sqlite3.Error, OSError) as e:
+            error = _translated(e, self._path)
+            COMMITS.labels("full" if isinstance(error, LogFull) else "unavailable").inc()
+            self.close()  # after a failed fsync only a fresh connection knows what is true
+            return [error] * len(works)
+        COMMITS.labels("durable").inc()
+        COMMIT_SECONDS.observe(time.perf_counter() - started)
+        self._since_checkpoint += len(works)
+        return outcomes
+
+    def checkpoint_when_due(self) -> None:
+        """Copy the write-ahead log into the database: between groups, so that no caller waits for it.
+
+        SQLite's automatic checkpoints are off. A FULL one holds the write lock: no other process can commit
+        meanwhile, which in releases before 3.51.3 could corrupt the file (SQLite's "WAL-reset bug").
+        """
+        if self._connection is None or self._since_checkpoint < _CHECKPOINT_EVENTS:
+            return
+        self._since_checkpoint = 0
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+        except (
+            sqlite3.Error
+        ) as e:  # nothing is lost: the entries stay in the write-ahead log until the next one
+            _log.warning("log_checkpoint_failed", path=str(self._path), error=str(e))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> sqlite3.Connection:
+        """A connection to the file that was there at first; what goes into a deleted one is lost."""
+        if self._identity is not None:
+            found = os.stat(self._path)
+            if (found.st_dev, found.st_ino) != self._identity:
+                raise FileNotFoundError(f"{self._path} was replaced by another file; restart to use that one")
+        if self._connection is None:
+            self._connection = _open(self._path, self._lock_timeout_s)
+            found = os.stat(self._path)
+            self._identity = (found.st_dev, found.st_ino)
+        return self._connection
+
+
+def _open(path: Path, lock_timeout_s: float) -> sqlite3.Connection:
+    """A connection to the log in `path`, which is made if it is not there. Raises: sqlite3.Error, OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=lock_timeout_s, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found > FORMAT:
+            raise sqlite3.DatabaseError(
+                f"its format is {found}, this release reads up to {FORMAT}: upgrade ratchet"
+            )
+        if found < FORMAT:
+            _create(connection)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """The tables, in one transaction: several processes may come here at once."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    for topic in Topic:
+        connection.execute(
+            f'CREATE TABLE IF NOT EXISTS "{topic}" ('
+            "offset INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, key TEXT NOT NULL,"
+            " value BLOB NOT NULL, appended_at REAL NOT NULL)"
+        )
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS cursors (name TEXT, topic TEXT, offset INTEGER NOT NULL,"
+        " PRIMARY KEY (name, topic)) WITHOUT ROWID"
+    )
+    connection.execute(f"PRAGMA user_version={FORMAT}")
+    connection.execute("COMMIT")
+
+
+def _transact(connection: sqlite3.Connection, works: Iterable[Work]) -> list[Any]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        outcomes = [work(connection) for work in works]
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return outcomes
+
+
+def _insert(
+    topic: Topic, key: str, event_id: str, value: bytes, at_s: float, connection: sqlite3.Connection
+) -> Position | LogError:
+    """The entry's position, or that of the first with its id; an entry that cannot be stored spoils no other."""
+    try:
+        added = connection.execute(
+            f'INSERT INTO "{topic}" SELECT coalesce(max(offset), -1) + 1, ?, ?, ?, ? FROM "{topic}"'
+            " WHERE true ON CONFLICT (event_id) DO NOTHING RETURNING offset",
+            (event_id, key, value, at_s),
+        ).fetchall()
+    except (sqlite3.DataError, sqlite3.ProgrammingError, UnicodeEncodeError) as e:
+        return LogError(f"{topic} entry {event_id!r} cannot be stored: {e}")
+    if not added:
+        added = connection.execute(f'SELECT offset FROM "{topic}" WHERE event_id = ?', (event_id,)).fetchall()
+    return Position(topic, 0, added[0][0])
+
+
+def _advance(name: str, topic: Topic, offset: int, connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "INSERT INTO cursors VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET offset = max(offset, excluded.offset)",
+        (name, topic, offset),
+    )
+
+
+def _settle(group: Sequence[tuple[Work, Future[Any]]], outcomes: Sequence[Any]) -> None:
+    for (_, future), outcome in zip(group, outcomes, strict=True):
+        if future.done():
+            continue
+        if isinstance(outcome, LogError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _translated(error: sqlite3.Error | OSError, path: Path) -> LogError:
+    if isinstance(error, OSError):
+        full, code = error.errno in (errno.ENOSPC, errno.EDQUOT), ""
+    else:
+        code = getattr(error, "sqlite_errorname", "")
+        full = code in _FULL
+    if full:
+        return LogFull(
+            f"no space left for the log {path}: nothing was written; it goes on when there is space"
+        )
+    return LogUnavailable(f"the log {path} is out of reach: {error} {code}".rstrip())
+
+
+def _check(topic: Topic, partition: int) -> None:
+    if partition != 0:
+        raise LogError(f"{topic} has no partition {partition}, only 0")
