@@ -317,7 +317,7 @@ def _transact(connection: sqlite3.Connection, works: Iterable[Work]) -> list[Any
 def _insert(
     topic: Topic, key: str, event_id: str, value: bytes, at_s: float, connection: sqlite3.Connection
 ) -> Position | LogError:
-    """The entry's position, or that of the first with its id; an entry that cannot be stored spoils no other."""
+    """Its position, or that of the first with its id; an entry that cannot be stored spoils no other."""
     try:
         added = connection.execute(
             f'INSERT INTO "{topic}" SELECT coalesce(max(offset), -1) + 1, ?, ?, ?, ? FROM "{topic}"'
