@@ -1,0 +1,433 @@
+"""The event log on Kafka: the only file that imports the client. At least once; never a transaction.
+
+Topics are `<prefix>.<topic>`, made on first use; a key keeps its partition; every call has a time limit.
+Kafka does not tell a full disk from any other trouble, so this log raises LogUnavailable for both.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import (
+    InvalidRecordError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
+
+from feedback.errors import ConfigError, LogError, LogUnavailable
+from feedback.eventlog import Position, Record, Topic
+
+MAX_ENTRY_BYTES = 16 << 20
+"""Largest entry that the topics made here take."""
+
+_TOPIC_CONFIG = {
+    "retention.ms": "-1",  # the log is the source of truth: replaying it from zero must give everything
+    "retention.bytes": "-1",
+    "max.message.bytes": str(MAX_ENTRY_BYTES + (1 << 16)),
+}
+_HEADERS = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+_EVENT_ID = "ce_id"
+_NEVER_TAKEN = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError, UnicodeEncodeError)
+_FETCH_WAIT_MS = 100
+_READ_AHEAD = 1000
+_RETRY_S = 0.2
+
+_log = structlog.get_logger()
+
+T = TypeVar("T")
+Names = Mapping[Topic, tuple[int, ...]]
+
+
+class _Entry(msgspec.Struct, frozen=True, eq=False):
+    topic: Topic
+    key: str
+    event_id: str
+    value: bytes
+    future: "Future[Position | None]"
+    queued_s: float
+    """Monotonic clock."""
+
+
+class KafkaLog:
+    """`feedback.eventlog.EventLog` on the brokers `servers` (comma-separated). No I/O before first use.
+
+    Args: `partitions` of each topic that this log makes (existing ones keep theirs); `timeout_s` for every
+    call and, twice over, for the future of an append; `max_pending`, appends on their way until more are
+    refused. Raises: ConfigError for `servers` that are not host:port.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        prefix: str,
+        partitions: int,
+        *,
+        timeout_s: float = 10.0,
+        max_pending: int = 10_000,
+    ) -> None:
+        _check_servers(servers)
+        self._cluster = _Cluster(servers, prefix, partitions, timeout_s)
+        self._sending = _Sending(self._cluster, timeout_s, max_pending)
+        self._reading = _Reading(self._cluster, timeout_s)
+
+    def append(self, topic: Topic, key: str, event_id: str, value: bytes) -> "Future[Position | None]":
+        return self._sending.append(topic, key, event_id, value)
+
+    def partitions(self, topic: Topic) -> Sequence[int]:
+        return self._cluster.partitions(topic)
+
+    def read(
+        self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
+    ) -> list[Record]:
+        """As the protocol says. One read at a time: another thread's waits until this one is over."""
+        return self._reading.read(topic, partition, offset, limit, timeout_s)
+
+    def end(self, topic: Topic, partition: int) -> int:
+        return self._reading.end(topic, partition)
+
+    def close(self) -> None:
+        self._sending.close()
+        self._reading.close()
+
+
+class _Cluster:
+    """Where the brokers are and what the topics are called; makes the topics once."""
+
+    def __init__(self, servers: str, prefix: str, partitions: int, timeout_s: float) -> None:
+        self.servers = servers
+        self._prefix = prefix
+        self._partitions = partitions
+        self._timeout_ms = int(timeout_s * 1000)
+        self._lock = threading.Lock()
+        self._found: Names = {}
+
+    def name(self, topic: Topic) -> str:
+        return f"{self._prefix}.{topic}"
+
+    def partitions(self, topic: Topic) -> tuple[int, ...]:
+        """Raises: LogUnavailable."""
+        return self.topics()[topic]
+
+    def topics(self) -> Names:
+        """Every topic's partitions; missing topics are made first. Raises: LogUnavailable."""
+        with self._lock:
+            if not self._found:
+                self._found = _translated(self._make_topics, self.servers)
+            return self._found
+
+    def at(self, topic: Topic, partition: int) -> TopicPartition:
+        """Raises: LogError if there is no such partition; LogUnavailable."""
+        if partition not in (there := self.partitions(topic)):
+            raise LogError(f"{self.name(topic)} has no partition {partition}, only {list(there)}")
+        return TopicPartition(self.name(topic), partition)
+
+    def settings(self) -> dict[str, Any]:
+        """What all clients share. Reconnecting stays quick: a broker is back within seconds of a restart."""
+        return {
+            "bootstrap_servers": self.servers.split(","),
+            "request_timeout_ms": self._timeout_ms // 2,
+            "bootstrap_timeout_ms": self._timeout_ms // 2,
+            "reconnect_backoff_max_ms": 1000,
+        }
+
+    def _make_topics(self) -> Names:
+        admin = KafkaAdminClient(**self.settings())
+        try:
+            names = [self.name(topic) for topic in Topic]
+            missing = set(names) - set(admin.list_topics())
+            wanted = {
+                n: {"num_partitions": self._partitions, "configs": _TOPIC_CONFIG} for n in sorted(missing)
+            }
+            for name, options in wanted.items():
+                try:
+                    admin.create_topics({name: options}, timeout_ms=self._timeout_ms)
+                except TopicAlreadyExistsError:  # another process was first
+                    continue
+            admin.wait_for_topics(names, timeout_ms=self._timeout_ms)
+            found = {
+                t["name"]: sorted(p["partition_index"] for p in t["partitions"])
+                for t in admin.describe_topics(names)
+            }
+            return {topic: tuple(found[self.name(topic)]) for topic in Topic}
+        finally:
+            admin.close()
+
+
+class _Sending:
+    """Appends: queued by callers, handed to the producer by one thread, resolved by the producer's own."""
+
+    def __init__(self, cluster: _Cluster, timeout_s: float, max_pending: int) -> None:
+        self._cluster = cluster
+        self._timeout_s = timeout_s
+        self._max_pending = max_pending
+        self._queue: deque[_Entry] = deque()
+        self._changed = threading.Condition()
+        self._pending: set[Future[Position | None]] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="kafka-log", daemon=True)
+        self._thread.start()
+
+    def append(self, topic: Topic, key: str, event_id: str, value: bytes) -> "Future[Position | None]":
+        future: Future[Position | None] = Future()
+        future.set_running_or_notify_cancel()  # a caller that goes away does not take its entry along
+        with self._changed:
+            refusal = self._refusal(topic, event_id, value)
+            if refusal is None:
+                self._pending.add(future)
+                self._queue.append(_Entry(topic, key, event_id, value, future, time.monotonic()))
+                self._changed.notify()
+        if refusal is not None:
+            future.set_exception(refusal)
+        return future
+
+    def _refusal(self, topic: Topic, event_id: str, value: bytes) -> LogError | None:
+        if self._closed:
+            return LogUnavailable("the Kafka log is closed")
+        if len(self._pending) >= self._max_pending:
+            return LogUnavailable(f"{len(self._pending)} entries are already on their way to Kafka")
+        if len(value) > MAX_ENTRY_BYTES:
+            return LogError(
+                f"{topic} entry {event_id!r} has {len(value)} bytes, the limit is {MAX_ENTRY_BYTES}"
+            )
+        return None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """The sending thread: ends when the log is closed and every entry acknowledged, failed or expired."""
+        producer: KafkaProducer | None = None
+        try:
+            while self._wait():
+                producer = producer or self._connect()
+                if producer is None:
+                    self._expire()
+                    time.sleep(_RETRY_S)
+                else:
+                    self._send_queued(producer)
+        finally:
+            if producer is not None:
+                producer.close(timeout=self._timeout_s + 1)
+            with self._changed:
+                self._closed = True
+                left = list(self._pending)
+            for future in left:
+                self._settle(future, LogUnavailable("the Kafka log stopped before this was acknowledged"))
+
+    def _wait(self) -> bool:
+        """True as soon as entries are queued, False once the log is closed and none are."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            return bool(self._queue)
+
+    def _connect(self) -> KafkaProducer | None:
+        try:
+            names = [self._cluster.name(topic) for topic in self._cluster.topics()]
+            producer = KafkaProducer(
+                **self._cluster.settings(),
+                delivery_timeout_ms=int(self._timeout_s * 1000),
+                max_block_ms=int(self._timeout_s * 1000),
+                max_request_size=MAX_ENTRY_BYTES + (1 << 16),
+                metrics_enabled=False,
+            )
+            for name in names:  # now, so that no later send has to wait for it
+                producer.partitions_for(name)
+        except (LogUnavailable, KafkaError) as e:
+            _log.warning("kafka_unreachable", servers=self._cluster.servers, error=str(e))
+            return None
+        return producer
+
+    def _expire(self) -> None:
+        """Fail what has been queued for too long."""
+        with self._changed:
+            oldest_s = time.monotonic() - self._timeout_s
+            late = []
+            while self._queue and self._queue[0].queued_s < oldest_s:
+                late.append(self._queue.popleft())
+        for entry in late:
+            self._settle(entry.future, LogUnavailable(f"no answer from Kafka at {self._cluster.servers}"))
+
+    def _send_queued(self, producer: KafkaProducer) -> None:
+        with self._changed:
+            entries = deque(self._queue)
+            self._queue.clear()
+        while entries:
+            entry = entries.popleft()
+            try:
+                sent = producer.send(
+                    self._cluster.name(entry.topic),
+                    value=entry.value,
+                    key=entry.key.encode(),
+                    headers=[*_HEADERS, (_EVENT_ID, entry.event_id.encode())],
+                )
+            except KafkaTimeoutError as e:  # the others would wait as long, one after the other
+                for each in (entry, *entries):
+                    self._failed(each, e)
+                return
+            except (KafkaError, UnicodeEncodeError) as e:
+                self._failed(entry, e)
+            else:
+                sent.add_callback(partial(self._acknowledged, entry))
+                sent.add_errback(partial(self._failed, entry))
+
+    def _acknowledged(self, entry: _Entry, at: Any) -> None:
+        self._settle(entry.future, Position(entry.topic, at.partition, at.offset))
+
+    def _failed(self, entry: _Entry, error: Exception) -> None:
+        said = f"{entry.topic} entry {entry.event_id!r}: {error}"
+        self._settle(
+            entry.future, LogError(said) if isinstance(error, _NEVER_TAKEN) else LogUnavailable(said)
+        )
+
+    def _settle(self, future: "Future[Position | None]", outcome: Position | LogError) -> None:
+        with self._changed:
+            self._pending.discard(future)
+        if isinstance(outcome, LogError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+class _Reading:
+    """Reads by offset through one consumer that keeps every partition it was ever asked for assigned.
+
+    What it fetches for the others stays here, in order, until they are asked for: reading many partitions in
+    turn then costs one fetch for all of them.
+    """
+
+    def __init__(self, cluster: _Cluster, timeout_s: float) -> None:
+        self._cluster = cluster
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._consumer: KafkaConsumer | None = None
+        self._ahead: dict[TopicPartition, deque[Any]] = {}
+        self._next: dict[TopicPartition, int] = {}
+        self._asking = threading.Lock()
+        self._asker: KafkaConsumer | None = None  # its own connection: a waiting fetch would hold `end` up
+        self._closed = False
+
+    def end(self, topic: Topic, partition: int) -> int:
+        at = self._cluster.at(topic, partition)
+        with self._asking:
+            return _translated(partial(self._end, at), self._cluster.servers)
+
+    def read(self, topic: Topic, partition: int, offset: int, limit: int, timeout_s: float) -> list[Record]:
+        at = self._cluster.at(topic, partition)
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            found = _translated(partial(self._fetched, at, offset, limit, deadline_s), self._cluster.servers)
+        return [_record(topic, r) for r in found]
+
+    def close(self) -> None:
+        with self._lock, self._asking:
+            self._closed = True
+            for consumer in (self._consumer, self._asker):
+                if consumer is not None:
+                    consumer.close(timeout_ms=1000)
+            self._consumer = self._asker = None
+
+    def _fetched(self, at: TopicPartition, offset: int, limit: int, deadline_s: float) -> list[Any]:
+        consumer = self._positioned(at, offset)
+        ahead = self._ahead[at]
+        if not ahead:
+            self._fill(consumer, at, deadline_s)
+        found = [ahead.popleft() for _ in range(min(limit, len(ahead)))]
+        if found:
+            self._next[at] = found[-1].offset + 1
+        consumer.resume(at)
+        return found
+
+    def _positioned(self, at: TopicPartition, offset: int) -> KafkaConsumer:
+        if self._consumer is None:
+            self._consumer = self._connect()
+        if at not in self._ahead:
+            self._ahead[at] = deque()
+            self._consumer.assign(list(self._ahead))
+        if self._next.get(at) != offset:
+            self._ahead[at].clear()
+            self._consumer.seek(at, offset)
+            self._next[at] = offset
+        return self._consumer
+
+    def _fill(self, consumer: KafkaConsumer, at: TopicPartition, deadline_s: float) -> None:
+        """Fetch until something of `at` is here; waits past the deadline only for what the log already has.
+
+        Raises: LogUnavailable when that does not come in time.
+        """
+        with self._asking:
+            end = self._end(at)
+        give_up_s = time.monotonic() + self._timeout_s
+        while not self._ahead[at]:
+            now_s = time.monotonic()
+            if self._next[at] >= end or (consumer.position(at, timeout_ms=self._timeout_ms) or 0) >= end:
+                until_s = deadline_s
+                if now_s >= until_s:
+                    return
+            else:
+                until_s = max(give_up_s, deadline_s)
+                if now_s >= until_s:
+                    raise LogUnavailable(f"Kafka at {self._cluster.servers} did not give {at} in time")
+            polled = consumer.poll(timeout_ms=max(1, int((until_s - now_s) * 1000)))
+            for partition, records in polled.items():
+                self._ahead[partition].extend(records)
+                if len(self._ahead[partition]) >= _READ_AHEAD:
+                    consumer.pause(partition)
+
+    @property
+    def _timeout_ms(self) -> int:
+        return int(self._timeout_s * 1000)
+
+    def _end(self, at: TopicPartition) -> int:
+        if self._asker is None:
+            self._asker = self._connect()
+        return int(self._asker.end_offsets([at], timeout_ms=self._timeout_ms)[at])
+
+    def _connect(self) -> KafkaConsumer:
+        if self._closed:
+            raise LogUnavailable("the Kafka log is closed")
+        return KafkaConsumer(
+            **self._cluster.settings(),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+            metrics_enabled=False,
+        )
+
+
+def _check_servers(servers: str) -> None:
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(f"kafka_servers holds {server!r}, which is not host:port")
+
+
+def _record(topic: Topic, found: Any) -> Record:
+    event_id = next((v for k, v in found.headers if k == _EVENT_ID), b"")
+    return Record(
+        Position(topic, found.partition, found.offset),
+        (found.key or b"").decode(errors="replace"),
+        found.value or b"",
+        event_id.decode(errors="replace"),
+    )
+
+
+def _translated(call: Callable[[], T], servers: str) -> T:
+    try:
+        return call()
+    except KafkaError as e:
+        raise LogUnavailable(f"Kafka at {servers}: {e}") from e
