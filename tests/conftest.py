@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtures)
+
 
 @pytest.fixture
 def free_port() -> int:
