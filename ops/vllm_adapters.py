@@ -15,8 +15,8 @@ from ops.errors import EngineError, EngineUnavailable
 
 TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 60.0
-PROBE_TIMEOUT_S = 60.0
-"""The first request with a LoRA after a start compiles for about 20 s."""
+PROBE_TIMEOUT_S = 120.0
+"""The first sampled request after a start compiles for about 20 s."""
 
 PROBE_PROMPT = "Hello! How can I get help with my order?"
 PROBE_TOKENS = 24
@@ -74,6 +74,22 @@ def probe(url: str, name: str) -> str:
     reply = _json(_call(url, "POST", "/v1/completions", body, PROBE_TIMEOUT_S))
     ids = reply["choices"][0]["token_ids"]
     return blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest()
+
+
+def sample_once(url: str, name: str) -> None:
+    """One short sampled reply with log-probabilities, as the gateway asks for; the first one is slow.
+
+    Raises: EngineError, EngineUnavailable.
+    """
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": PROBE_PROMPT}],
+        "max_tokens": 2,
+        "seed": 0,
+        "logprobs": True,
+        "return_token_ids": True,
+    }
+    _call(url, "POST", "/v1/chat/completions", body, PROBE_TIMEOUT_S)
 
 
 def _call(url: str, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from tests.engines import tiny_base, transformers_engine, vllm_engine  # noqa: F401 (fixtures)
 from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtures)
 
 
