@@ -39,7 +39,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     poll_s: float = 0.5
     """How often the controller compares desired with actual."""
-    canary_steps: list[float] = [0.1, 0.5]
+    canary_steps: list[float] = msgspec.field(default_factory=lambda: [0.1, 0.5])
     """Fractions of traffic a canary gets before all of it."""
     step_s: float = 10.0
     """How long each step lasts at least."""
