@@ -1,0 +1,35 @@
+"""`[gateway]`: where the gateway listens, how long it waits, and what it does when it cannot record."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway]`: the API that clients talk to."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; put TLS in front before anything else than the loopback interface."""
+    port: int = 8000
+    """TCP port; 0: any free one, printed at the start."""
+    on_log_failure: Literal["serve", "refuse"] = "serve"
+    """When a turn cannot be made durable: `serve` it unrecorded and say so in /healthz and the metrics, or
+    `refuse` with 503. Feedback is always refused then."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Largest request body; a longer one gets 413."""
+    max_text_chars: int = 20_000
+    """Longest comment or edited reply, in characters."""
+    max_in_flight: int = 1024
+    """Chat requests served at the same time; one more gets 503 with Retry-After."""
+    connect_timeout_s: float = 1.0
+    """How long a replica may take to accept a connection."""
+    stall_timeout_s: float = 60.0
+    """Longest silence of an engine in the middle of a stream."""
+    reply_timeout_s: float = 600.0
+    """Longest time for a whole reply."""
+    log_timeout_s: float = 5.0
+    """How long a turn or a signal may take to become durable before it counts as not recorded."""
+    poll_s: float = 0.3
+    """How often traffic table, replica readiness and API keys are read anew."""
+    drain_s: float = 20.0
+    """On SIGTERM: how long running replies may go on before they are cut off."""

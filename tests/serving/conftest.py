@@ -1,0 +1,149 @@
+"""A real gateway on a real port before a scripted engine; real log, registry and keys in a temporary folder."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from feedback import codec
+from feedback.embedded import EmbeddedLog
+from feedback.eventlog import Topic
+from feedback.events import SignalReceived, TurnRecorded
+from ops.registry import Registry
+from ops.traffic import TrafficTable
+from serving.app import build
+from serving.auth import Keys, Role
+from serving.config import Gateway
+from tests.serving.scripted_engine import ScriptedEngine
+
+AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+STABLE, CANARY = "run-1-aaaaaaaa", "run-2-bbbbbbbb"
+SECRET = b"s" * 32
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """`app` in a uvicorn of its own; its base URL."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            lifespan="auto",
+            timeout_graceful_shutdown=3,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@dataclass
+class Running:
+    """A gateway under test, and what lies behind it."""
+
+    url: str
+    key: str
+    keys: Keys
+    log: EmbeddedLog
+    registry: Registry
+    engine: ScriptedEngine
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def sdk(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **{"max_retries": 0, **options})
+
+    def post(self, path: str, json: Any, **headers: str) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=json, headers={**self.auth, **headers}, timeout=10)
+
+    def ask(self, text: str = "How do I reset it?", **more: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
+
+    def turns(self) -> list[TurnRecorded]:
+        events = [codec.decode(r.value).data for r in self.log.read(Topic.TURNS, 0, 0)]
+        return [e for e in events if isinstance(e, TurnRecorded)]
+
+    def signals(self) -> list[SignalReceived]:
+        events = [codec.decode(r.value).data for r in self.log.read(Topic.SIGNALS, 0, 0)]
+        return [e for e in events if isinstance(e, SignalReceived)]
+
+    def turn(self, timeout_s: float = 5.0) -> TurnRecorded:
+        """The first turn, once it is there."""
+        deadline = time.monotonic() + timeout_s
+        while not (turns := self.turns()):
+            assert time.monotonic() < deadline, "no turn was recorded"
+            time.sleep(0.01)
+        return turns[0]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def engine_url(engine: ScriptedEngine) -> Iterator[str]:
+    logging.getLogger("uvicorn.error").disabled = True  # the engine breaks connections by raising
+    with serving(engine) as url:
+        yield url
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(engine: ScriptedEngine, engine_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts gateways; keywords are fields of `[gateway]`, or `log`, `replicas`, `table`."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def begin(
+            *,
+            log: EmbeddedLog | None = None,
+            replicas: dict[str, tuple[str, ...]] | None = None,
+            table: TrafficTable | None = None,
+            **config: Any,
+        ) -> Running:
+            url = f"sqlite:///{tmp_path / 'state.db'}"
+            registry, keys = Registry(url), Keys(url)
+            log = log or EmbeddedLog(tmp_path / "log.db")
+            for resource in (registry, keys, log):
+                stack.callback(resource.close)
+            registry.set_traffic(table or TrafficTable(revision=1, stable=STABLE), expected_revision=0, at=AT)
+            for replica, adapters in (replicas or {engine_url: (STABLE, CANARY)}).items():
+                registry.report_replica(replica, dict.fromkeys(adapters, "probe"), AT)
+            key = keys.create("acme", Role.CHAT, AT)
+            gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, **config})
+            app = build(gateway, log=log, registry=registry, keys=keys, secret=SECRET)
+            return Running(stack.enter_context(serving(app)), key, keys, log, registry, engine)
+
+        yield begin
+
+
+@pytest.fixture
+def gateway(start: Start) -> Running:
+    return start()
