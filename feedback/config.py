@@ -65,6 +65,8 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Records folded per transaction."""
     poll_s: float = 0.5
     """Longest wait for new records."""
+    retry_window_s: float = 2.0
+    """An identical request sooner after the reply's end, in seconds, is a network retry, no regeneration."""
     snapshot_every_s: float = 0.0
     """Build a snapshot on this clock when there is something new; 0: only when asked."""
     heldout_fraction: float = 0.2

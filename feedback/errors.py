@@ -1,13 +1,14 @@
 """Everything `feedback` can refuse, as one tree.
 
-    FeedbackError
-    ├── ConfigError          a configuration file, key or value that cannot be used
-    ├── CodecError           bytes that are no event
-    │   └── UnknownEventType     an event type or major version this release does not know
-    ├── LogError             the event log did not take or give what it was asked for
-    │   ├── LogUnavailable       broker or file out of reach: try again later
-    │   └── LogFull              no space left: nothing was written
-    └── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
+FeedbackError
+├── ConfigError          a configuration file, key or value that cannot be used
+├── CodecError           bytes that are no event
+│   └── UnknownEventType     an event type or major version this release does not know
+├── LogError             the event log did not take or give what it was asked for
+│   ├── LogUnavailable       broker or file out of reach: try again later
+│   └── LogFull              no space left: nothing was written
+├── StateUnavailable     the state database did not answer or is locked: try again later
+└── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
 """
 
 
@@ -36,6 +37,10 @@ class LogUnavailable(LogError):
 
 
 class LogFull(LogError):
+    pass
+
+
+class StateUnavailable(FeedbackError):
     pass
 
 

@@ -48,6 +48,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """Empty when the text is a user's edit and was never served."""
     rejected_response_id: str
     user: str
+    raters: tuple[str, ...] = ()
+    """Everyone whose signals made a pair across conversations, `user` among them; empty: `user` alone."""
     kind: SignalKind
     p: float
     """Probability that `chosen` is better than `rejected`, 0.5..1."""

@@ -1,0 +1,193 @@
+"""One conversation as a pure function of the set of its events. Infers nothing; that is `implicit`'s work.
+
+Two keys name what was asked. The *prompt digest* covers every message and names a prompt state: replies under
+one digest can be compared. The *thread* leaves system messages out, because products put dates and user data
+there: it finds the place in the dialogue at which a reply was served.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from hashlib import blake2b
+
+import msgspec
+
+from feedback.events import (
+    Event,
+    IdentitySource,
+    Message,
+    SignalKind,
+    SignalReceived,
+    TurnRecorded,
+    TurnStatus,
+)
+from feedback.text import canonical, content_text, is_text_only, plain
+
+_INSTRUCTIONS = ("system", "developer")
+_NEEDS_VALUE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.COMPARISON, SignalKind.LABEL})
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """One message of the dialogue that a request resent."""
+
+    role: str
+    text: str
+    thread: str
+    """Names the dialogue before this message."""
+    comparable: bool
+    """Text only, and some: tool calls and images are not compared."""
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A recorded turn with what the pipeline needs to know about it, worked out once."""
+
+    event_id: str
+    response_id: str
+    identity: IdentitySource
+    user: str
+    adapter: str
+    started_at: datetime
+    ended_at: datetime
+    complete: bool
+    learn: bool
+    prompt: tuple[Message, ...]
+    """Role and text of each message; empty when the prompt holds more than text."""
+    digest: str
+    dialogue: tuple[Spoken, ...]
+    thread: str
+    """Names the dialogue that was answered."""
+    reply: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether its reply may be graded, chosen or rejected."""
+        return self.learn and self.complete and bool(self.prompt) and bool(self.reply.strip())
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody did about a reply: said by a client, or inferred from the traffic."""
+
+    kind: SignalKind
+    response_id: str
+    other_response_id: str = ""
+    """comparison: the other reply. regeneration: the reply asked for instead, if the client named it."""
+    user: str
+    at: datetime
+    event_ids: tuple[str, ...]
+    inferred: bool
+    value: float | None = None
+    text: str | None = None
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    turns: tuple[Turn, ...]
+    """In order of (time, event id)."""
+    signals: tuple[Signal, ...]
+    """What clients said and still stand by."""
+    by_response: dict[str, Turn]
+
+    def turn(self, response_id: str) -> Turn | None:
+        return self.by_response.get(response_id)
+
+
+def fold(events: Iterable[Event]) -> Conversation:
+    """The conversation that these events make, whatever their order and however often each comes."""
+    unique = {event.id: event for event in events}
+    ordered = sorted(unique.values(), key=lambda event: (event.time, event.id))
+    turns = tuple(turn_of(e.id, e.data) for e in ordered if isinstance(e.data, TurnRecorded))
+    return Conversation(
+        turns=turns,
+        by_response={turn.response_id: turn for turn in turns},
+        signals=_standing((e.id, e.data) for e in ordered if isinstance(e.data, SignalReceived)),
+    )
+
+
+def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
+    """A turn as the pipeline sees it."""
+    dialogue, thread = _dialogue(turn.messages)
+    text_only = bool(turn.messages) and all(is_text_only(m) for m in turn.messages)
+    reply_is_text = not turn.reply.get("tool_calls") and not turn.reply.get("function_call")
+    return Turn(
+        event_id=event_id,
+        response_id=turn.response_id,
+        identity=turn.identity,
+        user=turn.user,
+        adapter=turn.adapter,
+        started_at=turn.started_at,
+        ended_at=turn.started_at + timedelta(seconds=turn.duration_s),
+        complete=turn.status is TurnStatus.COMPLETE,
+        learn=turn.learn,
+        prompt=tuple(_role_and_text(m) for m in turn.messages) if text_only else (),
+        digest=prompt_digest(turn.messages),
+        dialogue=dialogue,
+        thread=thread,
+        reply=content_text(turn.reply) if reply_is_text else "",
+    )
+
+
+def prompt_digest(messages: Iterable[Message]) -> str:
+    """Names a prompt state: 32 hex digits; whitespace and markdown do not change it, anything else does."""
+    digest = blake2b(digest_size=16)
+    for message in messages:
+        digest.update(_wording(message))
+    return digest.hexdigest()
+
+
+def _dialogue(messages: Iterable[Message]) -> tuple[tuple[Spoken, ...], str]:
+    """The messages but for instructions, each with the key of what came before; and the key of them all."""
+    digest = blake2b(digest_size=16)
+    spoken = []
+    for message in messages:
+        if message.get("role") in _INSTRUCTIONS:
+            continue
+        text = content_text(message)
+        comparable = is_text_only(message) and bool(text.strip())
+        spoken.append(Spoken(str(message.get("role")), text, digest.hexdigest(), comparable))
+        digest.update(_wording(message))
+    return tuple(spoken), digest.hexdigest()
+
+
+def _wording(message: Message) -> bytes:
+    role = "system" if message.get("role") in _INSTRUCTIONS else message.get("role")
+    if is_text_only(message):
+        return f"{role}\x1f{plain(content_text(message))}\x1e".encode("utf-8", "surrogatepass")
+    return canonical({**message, "role": role}) + b"\x1e"
+
+
+def _role_and_text(message: Message) -> Message:
+    role = "system" if message["role"] in _INSTRUCTIONS else message["role"]
+    return {"role": role, "content": content_text(message)}
+
+
+def _standing(received: Iterable[tuple[str, SignalReceived]]) -> tuple[Signal, ...]:
+    """The last word of each user per reply and kind, retracted ones left out. `received` is in order."""
+    last: dict[tuple[str, SignalKind, tuple[str, ...]], tuple[str, SignalReceived]] = {}
+    for event_id, signal in received:
+        replies = tuple(sorted({signal.response_id, signal.other_response_id or signal.response_id}))
+        last[signal.user, signal.kind, replies] = (event_id, signal)
+    return tuple(_signal(event_id, s) for event_id, s in last.values() if not _retracts(s))
+
+
+def _retracts(signal: SignalReceived) -> bool:
+    """A kind that carries something, sent without it, takes the earlier one back; so does a deed of 0."""
+    if signal.kind in _NEEDS_VALUE:
+        return signal.value is None
+    if signal.kind is SignalKind.EDIT:
+        return not (signal.text or "").strip()
+    if signal.kind is SignalKind.COMMENT:
+        return signal.value is None and not signal.text and not signal.reasons
+    return signal.value == 0.0
+
+
+def _signal(event_id: str, received: SignalReceived) -> Signal:
+    value = received.value
+    return Signal(
+        kind=received.kind,
+        response_id=received.response_id,
+        other_response_id=received.other_response_id or "",
+        user=received.user,
+        at=received.received_at,
+        event_ids=(event_id,),
+        inferred=False,
+        value=None if value is None else min(1.0, max(0.0, value)),
+        text=received.text,
+    )

@@ -1,0 +1,61 @@
+"""From one conversation's events to everything a snapshot needs of it: one pure function."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from feedback.conversations import Conversation, fold
+from feedback.events import Event, Message
+from feedback.grades import grade
+from feedback.implicit import infer
+from feedback.pairs import demonstrate, pair
+from feedback.records import Demonstration, Grade, Pair
+
+VERSION = 1
+"""Raise it whenever the same events would give other rows: the pipeline then derives everything anew."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt state that one user asked in this conversation."""
+
+    prompt_digest: str
+    user: str
+    prompt: tuple[Message, ...]
+    response_ids: tuple[str, ...]
+
+
+class Derived(msgspec.Struct, frozen=True, kw_only=True):
+    grades: tuple[Grade, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    demonstrations: tuple[Demonstration, ...] = ()
+    asked: tuple[Asked, ...] = ()
+
+
+def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
+    """Order, duplicates and the way the events were batched do not matter.
+
+    Args: retry_window_s, see `implicit.infer`.
+    """
+    conversation = fold(events)
+    signals = [*conversation.signals, *infer(conversation, retry_window_s=retry_window_s)]
+    return Derived(
+        grades=tuple(grade(conversation, signals)),
+        pairs=tuple(pair(conversation, signals)),
+        demonstrations=tuple(demonstrate(conversation, signals)),
+        asked=tuple(_asked(conversation)),
+    )
+
+
+def _asked(conversation: Conversation) -> Iterable[Asked]:
+    by_state: dict[tuple[str, str], Asked] = {}
+    for turn in conversation.turns:
+        if not turn.usable:
+            continue
+        earlier = by_state.get((turn.digest, turn.user))
+        by_state[turn.digest, turn.user] = Asked(
+            prompt_digest=turn.digest,
+            user=turn.user,
+            prompt=earlier.prompt if earlier else turn.prompt,
+            response_ids=(*(earlier.response_ids if earlier else ()), turn.response_id),
+        )
+    return by_state.values()

@@ -1,0 +1,121 @@
+"""What one signal says of one reply: soft label and weight, from one table of priors. Fits nothing.
+
+Comparisons, regenerations and edits speak of two replies: they make pairs (`pairs`), not grades.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+from feedback.conversations import Conversation, Signal, Turn
+from feedback.events import SignalKind
+from feedback.records import Grade
+from feedback.text import plain
+
+
+class Prior(NamedTuple):
+    p: float
+    """Probability that the reply is a good one; for pairs, that the chosen reply is the better one."""
+    weight: float
+
+
+# Source: shared design, learner.md §9. Downs weigh more than ups because people press up by habit.
+THUMB_UP = Prior(0.9, 0.5)
+THUMB_DOWN = Prior(0.1, 0.7)
+RATING = (Prior(0.1, 0.6), Prior(0.9, 0.6))
+"""The worst and the best rating; those between lie on the line."""
+LABEL_WEIGHT = 1.0
+"""A human label's p is the label itself."""
+COMPARISON_WEIGHT = 1.0
+"""A comparison's p is the stated strength of preference."""
+REGENERATION = Prior(0.75, 0.5)
+EDIT_P = 0.9
+CORRECTION = Prior(0.2, 0.5)
+REPHRASE = Prior(0.25, 0.3)
+COPY = Prior(0.65, 0.2)
+CONTINUATION = Prior(0.65, 0.2)
+
+_WEAK = frozenset({SignalKind.COPY, SignalKind.CONTINUATION})
+"""Never alone: they count only beside another kind of signal on the same reply."""
+_DEEDS = {
+    SignalKind.CORRECTION: CORRECTION,
+    SignalKind.REPHRASE: REPHRASE,
+    SignalKind.COPY: COPY,
+    SignalKind.CONTINUATION: CONTINUATION,
+}
+_REFUSAL = re.compile(
+    r"^(i'?m sorry,? but i|sorry,? (but )?i|i apologi[sz]e,? but i|unfortunately,? i|i)"
+    r" (can'?t|cannot|can not|won'?t|will not|am not able to|'?m not able to|am unable to)\b",
+    re.IGNORECASE,
+)
+
+
+def grade(conversation: Conversation, signals: Iterable[Signal]) -> list[Grade]:
+    """One grade per user, reply and kind; a client's word replaces what the traffic suggested."""
+    by_id: dict[str, Grade] = {}
+    for signal in sorted(signals, key=lambda s: not s.inferred):
+        turn = conversation.turn(signal.response_id)
+        if turn is None or not turn.usable:
+            continue
+        if (said := verdict(signal, turn.reply)) is not None:
+            made = _grade(signal, turn, *said)
+            by_id[made.grade_id] = made
+    return _without_lonely_weak_ones(by_id.values())
+
+
+def verdict(signal: Signal, reply: str) -> tuple[Prior, str] | None:
+    """What the signal says of the reply, and why; None when it says nothing of one reply alone."""
+    kind, value = signal.kind, signal.value
+    if kind is SignalKind.THUMB and value is not None:
+        return (THUMB_UP, "thumb up") if value >= 0.5 else (THUMB_DOWN, "thumb down")
+    if kind in (SignalKind.RATING, SignalKind.COMMENT) and value is not None:
+        low, high = RATING
+        return Prior(low.p + (high.p - low.p) * value, low.weight), f"{kind} {value:.2f}"
+    if kind is SignalKind.LABEL and value is not None and not signal.other_response_id:
+        return Prior(value, LABEL_WEIGHT), f"label {value:.2f}"
+    if kind in (SignalKind.CORRECTION, SignalKind.REPHRASE) and is_refusal(reply):
+        return None
+    if kind in _DEEDS:
+        return _DEEDS[
+            kind
+        ], f"{kind} {'seen in the next request' if signal.inferred else 'reported by the client'}"
+    return None
+
+
+def is_refusal(reply: str) -> bool:
+    """Whether the reply declines. People argue with right refusals too, so asking again proves nothing."""
+    return bool(_REFUSAL.match(plain(reply)))
+
+
+def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
+    key = f"{signal.kind}\x1f{signal.response_id}\x1f{signal.user}"
+    return Grade(
+        grade_id="grade-" + blake2b(key.encode(), digest_size=12).hexdigest(),
+        prompt_digest=turn.digest,
+        prompt=turn.prompt,
+        reply=turn.reply,
+        response_id=turn.response_id,
+        adapter=turn.adapter,
+        user=signal.user,
+        kind=signal.kind,
+        inferred=signal.inferred,
+        p=prior.p,
+        weight=prior.weight,
+        reason=reason,
+        event_ids=tuple(sorted({turn.event_id, *signal.event_ids})),
+        at=signal.at,
+    )
+
+
+def _without_lonely_weak_ones(grades: Iterable[Grade]) -> list[Grade]:
+    by_reply: dict[str, list[Grade]] = defaultdict(list)
+    for made in grades:
+        by_reply[made.response_id].append(made)
+    return [
+        made
+        for together in by_reply.values()
+        for made in together
+        if made.kind not in _WEAK or len({g.kind for g in together}) > 1
+    ]

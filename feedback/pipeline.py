@@ -1,0 +1,280 @@
+"""The stream's shell: records → stored events → what their conversations show. Offsets move last.
+
+One transaction holds a batch's events, everything derived from the conversations they touch, the dead letters
+and the offsets. So a crash between any two steps repeats the batch, and repeating a batch changes nothing.
+"""
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+from prometheus_client import Counter, Gauge
+
+from feedback import codec, snapshots, store
+from feedback.config import Pipeline
+from feedback.conversations import turn_of
+from feedback.derivation import VERSION, Derived, derive
+from feedback.errors import CodecError, LogError, SnapshotError, StateUnavailable
+from feedback.eventlog import EventLog, Record, Topic
+from feedback.events import Event, SignalReceived, TurnRecorded
+from feedback.store import DeadLetter, Entry, Kinds, Offsets
+
+EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
+REPEATED = Counter("ratchet_feedback_repeated_events_total", "Events that were folded before.", ["topic"])
+DEAD_LETTERS = Counter("ratchet_feedback_dead_letters_total", "Records that could not be folded.", ["topic"])
+GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
+PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])
+DEMONSTRATIONS = Gauge("ratchet_feedback_demonstrations", "Edited replies to learn from.")
+LAG = Gauge("ratchet_feedback_lag_records", "Records in the log that are not folded yet.", ["topic"])
+LAST_EVENT = Gauge(
+    "ratchet_feedback_seconds_since_last_event", "Age of the newest event folded; 0 before the first."
+)
+STALLS = Counter("ratchet_feedback_stalls_total", "Times that log or state were out of reach.")
+
+SOURCES: dict[Topic, type] = {Topic.TURNS: TurnRecorded, Topic.SIGNALS: SignalReceived}
+"""What is read, and the one type of event that belongs there."""
+_STALL_S = 1.0
+_REDERIVED_TOGETHER = 200
+
+_log = structlog.get_logger()
+
+
+class Folded(msgspec.Struct, frozen=True, kw_only=True):
+    """What one transaction did."""
+
+    records: int = 0
+    new: Mapping[Topic, int] = {}
+    repeated: Mapping[Topic, int] = {}
+    dead: Mapping[Topic, int] = {}
+    change: Mapping[tuple[str, str], int] = {}
+    newest: datetime | None = None
+
+
+def run(
+    log: EventLog,
+    state: sa.Engine,
+    config: Pipeline,
+    stop: threading.Event,
+    *,
+    snapshots_dir: Path,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Fold until `stop`. A log or state out of reach is waited for, never given up on."""
+    newest: datetime | None = None
+    snapshot_at = clock()
+    prepared = False
+    while not stop.is_set():
+        try:
+            prepared = prepared or _prepare(state, config)
+            folded = step(log, state, config, now=clock())
+            if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
+                snapshot_at = clock()
+                _snapshot(state, snapshots_dir, config, clock())
+        except (LogError, StateUnavailable) as e:
+            STALLS.inc()
+            _log.warning("pipeline_stalled", error=str(e))
+            stop.wait(_STALL_S)
+            continue
+        newest = max(filter(None, (newest, folded.newest)), default=None)
+        LAST_EVENT.set((clock() - newest).total_seconds() if newest else 0.0)
+        if not folded.records:
+            stop.wait(config.poll_s)
+
+
+def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) -> Folded:
+    """Read what is new on every partition and fold it in one transaction.
+
+    Raises: LogError or StateUnavailable; then nothing has changed.
+    """
+    with store.reading(state) as tx:
+        offsets = store.load_offsets(tx)
+    records = [
+        record
+        for topic in SOURCES
+        for partition in log.partitions(topic)
+        for record in log.read(
+            topic, partition, offsets.get((topic, partition), 0), limit=config.batch_records
+        )
+    ]
+    _observe_lag(log, offsets, records)
+    if not records:
+        return Folded()
+    with store.writing(state) as tx:
+        folded = fold_records(tx, records, retry_window_s=config.retry_window_s, now=now)
+    _observe(folded)
+    return folded
+
+
+def fold_records(
+    tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime
+) -> Folded:
+    """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
+    entries, letters = _admit(records)
+    known = store.known_events(tx, entries.keys())
+    new = {event_id: at for event_id, at in entries.items() if event_id not in known}
+    derived, failed = _derive_touched(tx, new, retry_window_s)
+    letters += failed
+    bad = {(letter.topic, letter.partition, letter.offset) for letter in failed}
+    kept = [entry for record, entry in new.values() if _place(record) not in bad]
+    store.add_events(tx, kept)
+    change = store.replace_derived(tx, derived)
+    store.add_dead_letters(tx, letters, now)
+    store.save_offsets(tx, _after(records))
+    return Folded(
+        records=len(records),
+        new=Tally(_topic_of(entry.event) for entry in kept),
+        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in known),
+        dead=Tally(Topic(letter.topic) for letter in letters),
+        change=change,
+        newest=max((entry.event.time for entry in kept), default=None),
+    )
+
+
+def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
+    """Derive every stored conversation anew, after the rules of derivation changed; returns how many."""
+    after, done = "", 0
+    while True:
+        with store.writing(state) as tx:
+            ids = store.conversation_ids(tx, after, _REDERIVED_TOGETHER)
+            if not ids:
+                store.save_derivation_rules(tx, _rules(retry_window_s))
+                return done
+            stored = store.payloads_of(tx, ids)
+            store.replace_derived(
+                tx,
+                {c: derive(map(codec.decode, stored[c]), retry_window_s=retry_window_s) for c in ids},
+            )
+        after, done = ids[-1], done + len(ids)
+
+
+def _prepare(state: sa.Engine, config: Pipeline) -> bool:
+    """Bring what was derived up to this release's rules, and the gauges up to the state."""
+    with store.reading(state) as tx:
+        rules = store.derivation_rules(tx)
+    if rules != _rules(config.retry_window_s):
+        conversations = rederive(state, retry_window_s=config.retry_window_s)
+        _log.info("pipeline_rederived", conversations=conversations, before=rules)
+    with store.reading(state) as tx:
+        _count(store.count_derived(tx))
+    _log.info("pipeline_ready")
+    return True
+
+
+def _rules(retry_window_s: float) -> str:
+    return f"version={VERSION} retry_window_s={retry_window_s}"
+
+
+def _admit(records: Iterable[Record]) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter]]:
+    """Records that hold a proper event, by event id, and those that do not."""
+    entries: dict[str, tuple[Record, Entry]] = {}
+    letters = []
+    for record in records:
+        try:
+            event = _event(record)
+        except (
+            Exception
+        ) as e:  # a bad record must never stop the stream: whatever is wrong with it is its reason
+            letters.append(_dead(record, e))
+        else:
+            entries.setdefault(event.id, (record, Entry(event, record.value)))
+    return entries, letters
+
+
+def _event(record: Record) -> Event:
+    event = codec.decode(record.value)
+    expected = SOURCES[Topic(record.position.topic)]
+    data = event.data
+    if not isinstance(data, TurnRecorded | SignalReceived) or not isinstance(data, expected):
+        raise CodecError(
+            f"{event.id!r} is a {type(data).__name__}; {record.position.topic} takes {expected.__name__}"
+        )
+    if event.key != data.conversation_id:
+        raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
+    if isinstance(data, TurnRecorded):
+        turn_of(event.id, data)
+    return event
+
+
+def _derive_touched(
+    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float
+) -> tuple[dict[str, Derived], list[DeadLetter]]:
+    """Derive the conversations that got new events. One that cannot be derived keeps what it had before."""
+    touched: dict[str, list[tuple[Record, Entry]]] = {}
+    for record, entry in new.values():
+        touched.setdefault(store.conversation_of(entry.event), []).append((record, entry))
+    stored = store.payloads_of(tx, touched.keys())
+    derived: dict[str, Derived] = {}
+    letters: list[DeadLetter] = []
+    for conversation_id, arrived in touched.items():
+        try:
+            events = [*map(codec.decode, stored.get(conversation_id, ())), *(e.event for _, e in arrived)]
+            derived[conversation_id] = derive(events, retry_window_s=retry_window_s)
+        except Exception as e:  # the same rule as in _admit, for events that only together make no sense
+            letters += [_dead(record, e) for record, _ in arrived]
+    return derived, letters
+
+
+def _dead(record: Record, error: Exception) -> DeadLetter:
+    topic, partition, offset = _place(record)
+    _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=type(error).__name__)
+    return DeadLetter(
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=f"{type(error).__name__}: {error}",
+        value=record.value,
+    )
+
+
+def _place(record: Record) -> tuple[str, int, int]:
+    return (str(record.position.topic), record.position.partition, record.position.offset)
+
+
+def _topic_of(event: Event) -> Topic:
+    return Topic.TURNS if isinstance(event.data, TurnRecorded) else Topic.SIGNALS
+
+
+def _after(records: Iterable[Record]) -> Offsets:
+    after: Offsets = {}
+    for topic, partition, offset in map(_place, records):
+        after[topic, partition] = max(offset + 1, after.get((topic, partition), 0))
+    return after
+
+
+def _snapshot(state: sa.Engine, snapshots_dir: Path, config: Pipeline, now: datetime) -> None:
+    try:
+        manifest = snapshots.build_from(state, snapshots_dir, config, now)
+    except SnapshotError as e:
+        _log.info("snapshot_skipped", reason=str(e))
+    else:
+        _log.info("snapshot_built", snapshot=manifest.name, **manifest.rows)
+
+
+def _observe(folded: Folded) -> None:
+    for counter, tally in ((EVENTS, folded.new), (REPEATED, folded.repeated), (DEAD_LETTERS, folded.dead)):
+        for topic, number in tally.items():
+            counter.labels(topic).inc(number)
+    _count(folded.change)
+
+
+def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
+    for (what, kind), number in change.items():
+        if what == "grade":
+            GRADES.labels(kind).inc(number)
+        elif what == "pair":
+            PAIRS.labels(kind).inc(number)
+        elif what == "demonstration":
+            DEMONSTRATIONS.inc(number)
+
+
+def _observe_lag(log: EventLog, offsets: Offsets, records: Sequence[Record]) -> None:
+    folded = {**offsets, **_after(records)}
+    for topic in SOURCES:
+        LAG.labels(topic).set(
+            sum(max(0, log.end(topic, p) - folded.get((topic, p), 0)) for p in log.partitions(topic))
+        )

@@ -1,0 +1,569 @@
+"""Snapshots: an immutable, hashed version of everything there is to learn from, as Parquet and a manifest.
+
+The hash covers the canonical rows, not the files' bytes: the same events give the same hash whatever their
+order, however often they came and whichever library wrote the files. Columns: TRL's conversational formats.
+"""
+
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+
+from feedback import store
+from feedback.config import Pipeline
+from feedback.derivation import VERSION, Asked
+from feedback.errors import SnapshotError
+from feedback.events import Message, SignalKind
+from feedback.pairs import contrast, split_of
+from feedback.raters import cap_accounts, centre_thumbs, raters_of
+from feedback.records import Demonstration, Grade, Pair, PromptState, Split
+from feedback.text import canonical
+
+SCHEMA_VERSION = 1
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_STRINGS = pa.list_(pa.string())
+_AT = pa.timestamp("us", tz="UTC")
+_SCHEMAS = {
+    "pairs": pa.schema(
+        {
+            "pair_id": pa.string(),
+            "split": pa.string(),
+            "prompt": _MESSAGES,
+            "chosen": _MESSAGES,
+            "rejected": _MESSAGES,
+            "p": pa.float64(),
+            "weight": pa.float64(),
+            "kind": pa.string(),
+            "reason": pa.string(),
+            "prompt_digest": pa.string(),
+            "chosen_response_id": pa.string(),
+            "rejected_response_id": pa.string(),
+            "user": pa.string(),
+            "raters": _STRINGS,
+            "event_ids": _STRINGS,
+            "at": _AT,
+        }
+    ),
+    "grades": pa.schema(
+        {
+            "grade_id": pa.string(),
+            "split": pa.string(),
+            "prompt": _MESSAGES,
+            "completion": _MESSAGES,
+            "p": pa.float64(),
+            "label": pa.bool_(),
+            "weight": pa.float64(),
+            "kind": pa.string(),
+            "inferred": pa.bool_(),
+            "reason": pa.string(),
+            "prompt_digest": pa.string(),
+            "response_id": pa.string(),
+            "adapter": pa.string(),
+            "user": pa.string(),
+            "event_ids": _STRINGS,
+            "at": _AT,
+        }
+    ),
+    "demonstrations": pa.schema(
+        {
+            "demonstration_id": pa.string(),
+            "split": pa.string(),
+            "prompt": _MESSAGES,
+            "completion": _MESSAGES,
+            "weight": pa.float64(),
+            "prompt_digest": pa.string(),
+            "user": pa.string(),
+            "event_ids": _STRINGS,
+            "at": _AT,
+        }
+    ),
+    "prompts": pa.schema(
+        {"prompt_digest": pa.string(), "split": pa.string(), "prompt": _MESSAGES, "count": pa.int64()}
+    ),
+}
+TABLES = tuple(_SCHEMAS)
+_IDS = {
+    "pairs": "pair_id",
+    "grades": "grade_id",
+    "demonstrations": "demonstration_id",
+    "prompts": "prompt_digest",
+}
+Row = dict[str, Any]
+Rows = dict[str, list[Row]]
+"""Rows of each table, in order of id: what is hashed and what is written."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot holds and where it comes from. Only `rows`' contents are in the hash."""
+
+    name: str
+    """`snapshot-` and the first 12 hex digits of `hash`."""
+    hash: str
+    created_at: datetime
+    schema_version: int
+    code_version: str
+    parent: str | None
+    """The snapshot built before this one from the same state."""
+    offsets: dict[str, int]
+    """Next offset by `topic/partition` when it was built."""
+    rows: dict[str, int]
+    """Number of rows by table."""
+    kinds: dict[str, dict[str, int]]
+    """Number of rows by table and signal kind."""
+    splits: dict[str, dict[str, int]]
+    """Number of rows by table and split."""
+    set_aside: int
+    """Rows left out: held-out users on training prompts."""
+    arrived_weight: float
+    """Weight of all grades and pairs in the state, before caps."""
+    heldout_fraction: float
+    account_cap: float
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    path: Path
+    manifest: Manifest
+    pairs: list[Pair]
+    grades: list[Grade]
+    demonstrations: list[Demonstration]
+    prompts: list[PromptState]
+    splits: dict[str, Split]
+    """Split by the id of a pair, grade or demonstration."""
+
+    def split_of(self, row: Pair | Grade | Demonstration | PromptState) -> Split:
+        return row.split if isinstance(row, PromptState) else self.splits[_id_of(row)]
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of a snapshot and the events behind it, in order of time."""
+
+    snapshot: str
+    pair: Pair
+    split: Split
+    events: list[bytes]
+
+
+def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
+    """Write everything there is to learn from at this moment to `out_dir/<name>`.
+
+    Building twice from the same events gives the first snapshot again.
+    Raises: SnapshotError when there is nothing to learn from yet; StateUnavailable.
+    """
+    state = store.open_state(state_url)
+    try:
+        return build_from(state, out_dir, config, now)
+    finally:
+        state.dispose()
+
+
+def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
+    """`build` on an open state."""
+    with store.reading(state) as tx:
+        rows, set_aside = assemble(
+            grades=store.derived_rows(tx, "grade"),
+            pairs=store.derived_rows(tx, "pair"),
+            demonstrations=store.derived_rows(tx, "demonstration"),
+            asked=store.derived_rows(tx, "asked"),
+            config=config,
+        )
+        offsets = {f"{topic}/{partition}": n for (topic, partition), n in store.load_offsets(tx).items()}
+        parent, arrived = store.latest_snapshot(tx), store.arrived_weight(tx)
+    if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
+        raise SnapshotError(f"nothing to learn from yet: no grade, pair or demonstration; offsets {offsets}")
+    digest = hash_of(rows)
+    manifest = Manifest(
+        name=f"snapshot-{digest[:12]}",
+        hash=digest,
+        created_at=now,
+        schema_version=SCHEMA_VERSION,
+        code_version=f"{version('ratchet')} derivation {VERSION}",
+        parent=parent,
+        offsets=dict(sorted(offsets.items())),
+        rows={table: len(rows[table]) for table in TABLES},
+        kinds={table: _tally(rows[table], "kind") for table in ("pairs", "grades")},
+        splits={table: _tally(rows[table], "split") for table in TABLES},
+        set_aside=set_aside,
+        arrived_weight=arrived,
+        heldout_fraction=config.heldout_fraction,
+        account_cap=config.account_cap,
+    )
+    manifest = _write_once(out_dir, manifest, rows)
+    with store.writing(state) as tx:
+        store.note_snapshot(tx, manifest.name, now, arrived)
+    return manifest
+
+
+def assemble(
+    *,
+    grades: Iterable[Grade],
+    pairs: Iterable[Pair],
+    demonstrations: Iterable[Demonstration],
+    asked: Iterable[Asked],
+    config: Pipeline,
+) -> tuple[Rows, int]:
+    """The rows of a snapshot, and how many were set aside. Does not depend on any order.
+
+    Thumbs are centred, held-out users' rows on training prompts go, every account is capped within each
+    split, and only then are graded replies contrasted across users.
+    """
+    # sums of floats depend on their order, so everything is put in order of id first
+    sorted_grades = sorted(grades, key=lambda g: g.grade_id)
+    sorted_pairs = sorted(pairs, key=lambda p: p.pair_id)
+    sorted_shown = sorted(demonstrations, key=lambda d: d.demonstration_id)
+
+    def split(row: Any) -> Split | None:
+        return split_of(row.prompt, raters_of(row), heldout_fraction=config.heldout_fraction)
+
+    rows: Rows = {table: [] for table in TABLES}
+    placed = 0
+    for name in ("train", "heldout"):
+        graded = [g for g in centre_thumbs(sorted_grades) if split(g) == name]
+        capped = cap_accounts(graded, config.account_cap)
+        found = [p for p in sorted_pairs if split(p) == name]
+        shown = [d for d in sorted_shown if split(d) == name]
+        placed += len(graded) + len(found) + len(shown)
+        found = cap_accounts([*found, *contrast(capped)], config.account_cap)
+        rows["grades"] += [_grade_row(g, name) for g in capped]
+        rows["pairs"] += [_pair_row(p, name) for p in found]
+        rows["demonstrations"] += [
+            _demonstration_row(d, name) for d in cap_accounts(shown, config.account_cap)
+        ]
+    rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
+    for table, column in _IDS.items():
+        rows[table].sort(key=itemgetter(column))
+    return rows, len(sorted_grades) + len(sorted_pairs) + len(sorted_shown) - placed
+
+
+def hash_of(rows: Mapping[str, list[Row]]) -> str:
+    """SHA-256 over schema version and canonical rows of every table, in order of id; 64 hex digits."""
+    digest = sha256(f"ratchet snapshot {SCHEMA_VERSION}\n".encode())
+    for table in TABLES:
+        digest.update(f"{table} {len(rows[table])}\n".encode())
+        for row in rows[table]:
+            digest.update(canonical(row) + b"\n")
+    return digest.hexdigest()
+
+
+def load(path: Path) -> Snapshot:
+    """The snapshot in the folder `path`, checked against its manifest.
+
+    Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
+    """
+    manifest = read_manifest(path)
+    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
+    if (found := hash_of(rows)) != manifest.hash:
+        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    return Snapshot(
+        path=path,
+        manifest=manifest,
+        pairs=[_pair(row) for row in rows["pairs"]],
+        grades=[_grade(row) for row in rows["grades"]],
+        demonstrations=[_demonstration(row) for row in rows["demonstrations"]],
+        prompts=[_prompt(row) for row in rows["prompts"]],
+        splits={row[_IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A snapshot's manifest alone. Raises: SnapshotError."""
+    file = path / "manifest.json"
+    try:
+        manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
+    except OSError as e:
+        raise SnapshotError(f"{path} is no snapshot: {file.name}: {e.strerror}") from e
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise SnapshotError(f"{file} is no manifest: {e}") from e
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise SnapshotError(
+            f"{file}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}"
+        )
+    return manifest
+
+
+def listed(snapshots_dir: Path) -> list[Manifest]:
+    """Every snapshot's manifest, oldest first."""
+    found = [read_manifest(file.parent) for file in snapshots_dir.glob("snapshot-*/manifest.json")]
+    return sorted(found, key=lambda m: (m.created_at, m.name))
+
+
+def pending_weight(state_url: str, since_snapshot: str | None) -> float:
+    """Weight of grades and pairs that came since the snapshot of that name was built; all of it for None.
+
+    Raises: SnapshotError for a snapshot that was not built from this state; StateUnavailable.
+    """
+    state = store.open_state(state_url)
+    try:
+        with store.reading(state) as tx:
+            before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
+            now = store.arrived_weight(tx)
+    finally:
+        state.dispose()
+    if before is None:
+        raise SnapshotError(f"snapshot {since_snapshot!r} was not built from {state.url.render_as_string()}")
+    return max(0.0, now - before)
+
+
+def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
+    """The newest snapshot's pair of that id, back to its events.
+
+    Raises: SnapshotError when no snapshot holds the pair; StateUnavailable.
+    """
+    for manifest in reversed(listed(snapshots_dir)):
+        snapshot = load(snapshots_dir / manifest.name)
+        pair = next((p for p in snapshot.pairs if p.pair_id == pair_id), None)
+        if pair is not None:
+            break
+    else:
+        raise SnapshotError(f"no snapshot in {snapshots_dir} holds a pair {pair_id!r}")
+    state = store.open_state(state_url)
+    try:
+        with store.reading(state) as tx:
+            events = store.payloads(tx, pair.event_ids)
+    finally:
+        state.dispose()
+    return Lineage(snapshot=manifest.name, pair=pair, split=snapshot.split_of(pair), events=events)
+
+
+def _prompt_states(asked: Iterable[Asked], heldout_fraction: float) -> Iterable[PromptState]:
+    """Each prompt state once; without those that only held-out users asked outside held-out clusters."""
+    by_digest: dict[str, list[Asked]] = defaultdict(list)
+    for one in asked:
+        if split_of(one.prompt, (one.user,), heldout_fraction=heldout_fraction) is not None:
+            by_digest[one.prompt_digest].append(one)
+    for digest, same in by_digest.items():
+        prompt = min((a.prompt for a in same), key=canonical)  # they may differ in whitespace
+        yield PromptState(
+            prompt_digest=digest,
+            prompt=prompt,
+            count=len({response_id for a in same for response_id in a.response_ids}),
+            split=split_of(prompt, (), heldout_fraction=heldout_fraction) or "train",
+        )
+
+
+def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
+    """Write the folder whole or not at all; one that is there already stays, and its manifest is returned."""
+    target = out_dir / manifest.name
+    if target.exists():
+        return _same(target, manifest)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
+    try:
+        for table, schema in _SCHEMAS.items():
+            pq.write_table(pa.Table.from_pylist(rows[table], schema=schema), building / f"{table}.parquet")
+        (building / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        for file in (*building.iterdir(), building):
+            _fsync(file)
+        building.chmod(0o755)
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            return _same(target, manifest)
+        _fsync(out_dir)
+        return manifest
+    except OSError as e:
+        raise SnapshotError(f"cannot write {target}: {e.strerror}") from e
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _same(target: Path, manifest: Manifest) -> Manifest:
+    there = read_manifest(target)
+    if there.hash != manifest.hash:
+        raise SnapshotError(f"{target} holds {there.hash}, not {manifest.hash}: move it away")
+    return there
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path, table: str) -> list[Row]:
+    schema = _SCHEMAS[table]
+    try:
+        found = pq.read_table(file)
+    except FileNotFoundError as e:
+        raise SnapshotError(f"{file} is missing") from e
+    except (OSError, pa.ArrowException) as e:
+        raise SnapshotError(f"{file} is no Parquet file: {e}") from e
+    for field in schema:
+        if field.name not in found.column_names:
+            raise SnapshotError(f"{file} has no column {field.name!r}")
+        if (there := found.schema.field(field.name).type) != field.type:
+            raise SnapshotError(f"{file}: column {field.name!r} is {there}, expected {field.type}")
+    rows: list[Row] = found.select(schema.names).to_pylist()
+    for number, row in enumerate(rows):
+        if hole := _hole(row):
+            raise SnapshotError(f"{file} row {number} ({row[_IDS[table]]}): {hole}")
+    return rows
+
+
+def _hole(row: Row) -> str | None:
+    """What is missing from the row; None when it is whole."""
+    for column, value in row.items():
+        if value is None:
+            return f"{column} is null"
+        if column in ("prompt", "chosen", "rejected", "completion"):
+            if not value:
+                return f"{column} is empty"
+            if any(m is None or m["role"] is None or m["content"] is None for m in value):
+                return f"{column} has a message without role or content"
+    return None
+
+
+def _tally(rows: Iterable[Row], column: str) -> dict[str, int]:
+    return dict(sorted(Counter(row[column] for row in rows).items()))
+
+
+def _id_of(row: Pair | Grade | Demonstration) -> str:
+    if isinstance(row, Pair):
+        return row.pair_id
+    return row.grade_id if isinstance(row, Grade) else row.demonstration_id
+
+
+def _said(reply: str) -> list[Message]:
+    return [{"role": "assistant", "content": reply}]
+
+
+def _pair_row(pair: Pair, split: Split) -> Row:
+    return {
+        "pair_id": pair.pair_id,
+        "split": split,
+        "prompt": list(pair.prompt),
+        "chosen": _said(pair.chosen),
+        "rejected": _said(pair.rejected),
+        "p": pair.p,
+        "weight": pair.weight,
+        "kind": pair.kind.value,
+        "reason": pair.reason,
+        "prompt_digest": pair.prompt_digest,
+        "chosen_response_id": pair.chosen_response_id,
+        "rejected_response_id": pair.rejected_response_id,
+        "user": pair.user,
+        "raters": list(pair.raters),
+        "event_ids": list(pair.event_ids),
+        "at": pair.at.astimezone(UTC),
+    }
+
+
+def _pair(row: Row) -> Pair:
+    return Pair(
+        pair_id=row["pair_id"],
+        prompt_digest=row["prompt_digest"],
+        prompt=tuple(row["prompt"]),
+        chosen=row["chosen"][0]["content"],
+        rejected=row["rejected"][0]["content"],
+        chosen_response_id=row["chosen_response_id"],
+        rejected_response_id=row["rejected_response_id"],
+        user=row["user"],
+        raters=tuple(row["raters"]),
+        kind=SignalKind(row["kind"]),
+        p=row["p"],
+        weight=row["weight"],
+        reason=row["reason"],
+        event_ids=tuple(row["event_ids"]),
+        at=row["at"],
+    )
+
+
+def _grade_row(grade: Grade, split: Split) -> Row:
+    return {
+        "grade_id": grade.grade_id,
+        "split": split,
+        "prompt": list(grade.prompt),
+        "completion": _said(grade.reply),
+        "p": grade.p,
+        "label": grade.p >= 0.5,
+        "weight": grade.weight,
+        "kind": grade.kind.value,
+        "inferred": grade.inferred,
+        "reason": grade.reason,
+        "prompt_digest": grade.prompt_digest,
+        "response_id": grade.response_id,
+        "adapter": grade.adapter,
+        "user": grade.user,
+        "event_ids": list(grade.event_ids),
+        "at": grade.at.astimezone(UTC),
+    }
+
+
+def _grade(row: Row) -> Grade:
+    return Grade(
+        grade_id=row["grade_id"],
+        prompt_digest=row["prompt_digest"],
+        prompt=tuple(row["prompt"]),
+        reply=row["completion"][0]["content"],
+        response_id=row["response_id"],
+        adapter=row["adapter"],
+        user=row["user"],
+        kind=SignalKind(row["kind"]),
+        inferred=row["inferred"],
+        p=row["p"],
+        weight=row["weight"],
+        reason=row["reason"],
+        event_ids=tuple(row["event_ids"]),
+        at=row["at"],
+    )
+
+
+def _demonstration_row(shown: Demonstration, split: Split) -> Row:
+    return {
+        "demonstration_id": shown.demonstration_id,
+        "split": split,
+        "prompt": list(shown.prompt),
+        "completion": _said(shown.reply),
+        "weight": shown.weight,
+        "prompt_digest": shown.prompt_digest,
+        "user": shown.user,
+        "event_ids": list(shown.event_ids),
+        "at": shown.at.astimezone(UTC),
+    }
+
+
+def _demonstration(row: Row) -> Demonstration:
+    return Demonstration(
+        demonstration_id=row["demonstration_id"],
+        prompt_digest=row["prompt_digest"],
+        prompt=tuple(row["prompt"]),
+        reply=row["completion"][0]["content"],
+        user=row["user"],
+        weight=row["weight"],
+        event_ids=tuple(row["event_ids"]),
+        at=row["at"],
+    )
+
+
+def _prompt_row(state: PromptState) -> Row:
+    return {
+        "prompt_digest": state.prompt_digest,
+        "split": state.split,
+        "prompt": list(state.prompt),
+        "count": state.count,
+    }
+
+
+def _prompt(row: Row) -> PromptState:
+    return PromptState(
+        prompt_digest=row["prompt_digest"],
+        prompt=tuple(row["prompt"]),
+        count=row["count"],
+        split=row["split"],
+    )

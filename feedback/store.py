@@ -1,0 +1,352 @@
+"""The pipeline's state in SQL: events, offsets, what was derived, dead letters. Decides nothing.
+
+Functions of a connection; whoever opens the transaction decides what is atomic. SQLite or PostgreSQL.
+SQLAlchemy's failures become StateUnavailable here, in `reading` and `writing`.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from feedback.derivation import Asked, Derived
+from feedback.errors import StateUnavailable
+from feedback.events import Event
+from feedback.records import Demonstration, Grade, Pair
+
+What = Literal["grade", "pair", "demonstration", "asked"]
+Offsets = dict[tuple[str, int], int]
+"""Next offset to read, by topic and partition."""
+Kinds = Counter[tuple[str, str]]
+"""Number of derived rows by what they are and by signal kind."""
+
+_CHUNK = 500
+_LOCK_TIMEOUT_S = 30.0
+
+metadata = sa.MetaData()
+events = sa.Table(
+    "feedback_events",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text, nullable=False, index=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, comment="event time, microseconds since 1970"),
+    sa.Column("payload", sa.LargeBinary, nullable=False, comment="the event as it lay in the log"),
+)
+offsets = sa.Table(
+    "feedback_offsets",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("next_offset", sa.BigInteger, nullable=False),
+)
+derived = sa.Table(
+    "feedback_derived",
+    metadata,
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("what", sa.Text, primary_key=True),
+    sa.Column("row_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("weight", sa.Float, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Index("feedback_derived_weight", "what", "kind", "weight"),
+)
+dead_letters = sa.Table(
+    "feedback_dead_letters",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("offset", sa.BigInteger, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+snapshots = sa.Table(
+    "feedback_snapshots",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("arrived_weight", sa.Float, nullable=False),
+)
+derivations = sa.Table(
+    "feedback_derivations",
+    metadata,
+    sa.Column("rules", sa.Text, primary_key=True, comment="version and settings that made feedback_derived"),
+)
+
+_encode = msgspec.json.Encoder().encode
+_DECODERS: dict[str, Any] = {
+    "grade": msgspec.json.Decoder(Grade),
+    "pair": msgspec.json.Decoder(Pair),
+    "demonstration": msgspec.json.Decoder(Demonstration),
+    "asked": msgspec.json.Decoder(Asked),
+}
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that could not be folded, as it lay in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    value: bytes
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event and its bytes."""
+
+    event: Event
+    payload: bytes
+
+
+def open_state(url: str) -> sa.Engine:
+    """The state database, its tables made if need be.
+
+    Raises: StateUnavailable.
+    """
+    if url.startswith("sqlite"):
+        engine = sa.create_engine(url, connect_args={"timeout": _LOCK_TIMEOUT_S})
+        _configure_sqlite(engine)
+    else:
+        engine = sa.create_engine(url, pool_pre_ping=True)
+    with writing(engine) as tx:
+        metadata.create_all(tx)
+    return engine
+
+
+def _configure_sqlite(engine: sa.Engine) -> None:
+    """WAL, and real transactions: pysqlite's own never cover reads. Writers queue up instead of failing."""
+
+    @sa.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("ratchet_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that writes. Raises: StateUnavailable, and then nothing was written."""
+    try:
+        with engine.execution_options(ratchet_writes=True).begin() as tx:
+            yield tx
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as e:
+        raise StateUnavailable(f"state database {engine.url.render_as_string()}: {e.orig}") from e
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that sees a single moment of the state. Raises: StateUnavailable."""
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    try:
+        with engine.execution_options(**level).begin() as tx:
+            yield tx
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as e:
+        raise StateUnavailable(f"state database {engine.url.render_as_string()}: {e.orig}") from e
+
+
+def load_offsets(tx: sa.Connection) -> Offsets:
+    return {(row.topic, row.partition): row.next_offset for row in tx.execute(sa.select(offsets))}
+
+
+def save_offsets(tx: sa.Connection, positions: Mapping[tuple[str, int], int]) -> None:
+    if positions:
+        statement = _insert(tx, offsets)
+        tx.execute(
+            statement.on_conflict_do_update(
+                index_elements=["topic", "partition"],
+                set_={"next_offset": statement.excluded.next_offset},
+            ),
+            [{"topic": t, "partition": p, "next_offset": n} for (t, p), n in positions.items()],
+        )
+
+
+def known_events(tx: sa.Connection, event_ids: Collection[str]) -> set[str]:
+    """Those of the ids that are stored."""
+    column = events.c.event_id
+    return {
+        row[0] for ids in _chunks(event_ids) for row in tx.execute(sa.select(column).where(column.in_(ids)))
+    }
+
+
+def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
+    """Store events; one that is stored already stays as it is."""
+    rows = [
+        {
+            "event_id": e.event.id,
+            "conversation_id": conversation_of(e.event),
+            "at_us": _microseconds(e.event.time),
+            "payload": e.payload,
+        }
+        for e in entries
+    ]
+    if rows:
+        tx.execute(_insert(tx, events).on_conflict_do_nothing(), rows)
+
+
+def conversation_of(event: Event) -> str:
+    """The conversation an event belongs to, which is also its partitioning key."""
+    return event.key
+
+
+def payloads_of(tx: sa.Connection, conversation_ids: Collection[str]) -> dict[str, list[bytes]]:
+    """The stored events of each conversation, in no particular order."""
+    found: dict[str, list[bytes]] = {}
+    for ids in _chunks(conversation_ids):
+        query = sa.select(events.c.conversation_id, events.c.payload).where(events.c.conversation_id.in_(ids))
+        for conversation_id, payload in tx.execute(query):
+            found.setdefault(conversation_id, []).append(payload)
+    return found
+
+
+def payloads(tx: sa.Connection, event_ids: Collection[str]) -> list[bytes]:
+    """Stored events by id, in order of time; unknown ids are left out."""
+    found = [
+        tuple(row)
+        for ids in _chunks(event_ids)
+        for row in tx.execute(
+            sa.select(events.c.at_us, events.c.event_id, events.c.payload).where(events.c.event_id.in_(ids))
+        )
+    ]
+    return [payload for _, _, payload in sorted(found)]
+
+
+def conversation_ids(tx: sa.Connection, after: str, limit: int) -> list[str]:
+    """Conversations in order of id, for walking through all of them."""
+    column = events.c.conversation_id
+    return list(tx.scalars(sa.select(column).distinct().where(column > after).order_by(column).limit(limit)))
+
+
+def replace_derived(
+    tx: sa.Connection, by_conversation: Mapping[str, Derived], *, fresh: Collection[str] = ()
+) -> Kinds:
+    """Put what was derived of conversations in the place of what was there; returns the change in numbers.
+
+    Args: fresh, conversations that are known to have nothing yet.
+    """
+    change: Kinds = Counter()
+    for ids in _chunks([c for c in by_conversation if c not in fresh]):
+        among = derived.c.conversation_id.in_(ids)
+        change.subtract(_count(tx, among))
+        tx.execute(sa.delete(derived).where(among))
+    rows = [
+        row
+        for conversation_id, made in by_conversation.items()
+        for row in _derived_rows(conversation_id, made)
+    ]
+    if rows:
+        tx.execute(sa.insert(derived), rows)
+    change.update((row["what"], row["kind"]) for row in rows)
+    return change
+
+
+def count_derived(tx: sa.Connection) -> Kinds:
+    return _count(tx, sa.true())
+
+
+def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
+    """Every grade, pair, demonstration or asked prompt, in no particular order."""
+    decode = _DECODERS[what].decode
+    for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
+        yield decode(payload)
+
+
+def arrived_weight(tx: sa.Connection) -> float:
+    """Weight of all grades and pairs so far, before caps."""
+    query = sa.select(sa.func.sum(derived.c.weight)).where(derived.c.what.in_(("grade", "pair")))
+    return float(tx.scalar(query) or 0.0)
+
+
+def add_dead_letters(tx: sa.Connection, letters: Iterable[DeadLetter], now: datetime) -> None:
+    rows = [{**msgspec.structs.asdict(letter), "at": now.isoformat()} for letter in letters]
+    if rows:
+        tx.execute(_insert(tx, dead_letters).on_conflict_do_nothing(), rows)
+
+
+def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
+    query = sa.select(dead_letters).order_by(
+        dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset
+    )
+    return [
+        DeadLetter(topic=r.topic, partition=r.partition, offset=r.offset, reason=r.reason, value=r.value)
+        for r in tx.execute(query)
+    ]
+
+
+def note_snapshot(tx: sa.Connection, name: str, created_at: datetime, weight: float) -> None:
+    row = {"name": name, "created_at": created_at.isoformat(), "arrived_weight": weight}
+    tx.execute(_insert(tx, snapshots).on_conflict_do_nothing(), [row])
+
+
+def latest_snapshot(tx: sa.Connection) -> str | None:
+    query = sa.select(snapshots.c.name).order_by(snapshots.c.created_at.desc(), snapshots.c.name).limit(1)
+    return tx.scalar(query)
+
+
+def snapshot_weight(tx: sa.Connection, name: str) -> float | None:
+    """`arrived_weight` when the snapshot was built; None for one that was not built from this state."""
+    return tx.scalar(sa.select(snapshots.c.arrived_weight).where(snapshots.c.name == name))
+
+
+def derivation_rules(tx: sa.Connection) -> str | None:
+    return tx.scalar(sa.select(derivations.c.rules))
+
+
+def save_derivation_rules(tx: sa.Connection, rules: str) -> None:
+    tx.execute(sa.delete(derivations))
+    tx.execute(sa.insert(derivations), [{"rules": rules}])
+
+
+def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any]]:
+    def row(what: What, row_id: str, kind: str, weight: float, value: object) -> dict[str, Any]:
+        return {
+            "conversation_id": conversation_id,
+            "what": what,
+            "row_id": row_id,
+            "kind": kind,
+            "weight": weight,
+            "payload": _encode(value),
+        }
+
+    for grade in made.grades:
+        yield row("grade", grade.grade_id, grade.kind.value, grade.weight, grade)
+    for pair in made.pairs:
+        yield row("pair", pair.pair_id, pair.kind.value, pair.weight, pair)
+    for shown in made.demonstrations:
+        yield row("demonstration", shown.demonstration_id, "edit", shown.weight, shown)
+    for asked in made.asked:
+        yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
+
+
+def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:
+    query = (
+        sa.select(derived.c.what, derived.c.kind, sa.func.count())
+        .where(condition)
+        .group_by(derived.c.what, derived.c.kind)
+    )
+    return Counter({(what, kind): number for what, kind, number in tx.execute(query)})
+
+
+def _insert(tx: sa.Connection, table: sa.Table) -> Any:
+    """INSERT with an ON CONFLICT clause, which SQLite and PostgreSQL share and the standard lacks."""
+    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _chunks(values: Collection[str]) -> Iterator[Sequence[str]]:
+    ordered = list(values)
+    for start in range(0, len(ordered), _CHUNK):
+        yield ordered[start : start + _CHUNK]
+
+
+def _microseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1_000_000)

@@ -1,0 +1,97 @@
+"""What counts as the same text: plain wording, word distance, near-duplicate keys. Knows nothing of turns."""
+
+import re
+import unicodedata
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_LINE_MARKER = re.compile(r"^\s*(?:[-*+•]|\d+[.)]|#{1,6}|>+)\s+", re.MULTILINE)
+_MARKUP = re.compile(r"[*_`~|\\]")
+_TYPOGRAPHY = str.maketrans(
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
+)
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+|[^\w\s]")
+_ALPHANUMERIC = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+_DIGITS = re.compile(r"\d+")
+_STOP_WORDS = frozenset(
+    "a about am an and any are as at be been but by can could did do does for from get give had has have"
+    " hello help hey hi how i if in is it its just know like may me might my need of on or our please shall"
+    " should so some tell thank thanks that the their them then there these they this those to us want was"
+    " we were what when where which who why will with would you your".split()
+)
+_MAX_WORDS = 4000
+_json = msgspec.json.Encoder(order="deterministic")
+
+
+def content_text(message: dict[str, Any]) -> str:
+    """A message's text: its string, or the text parts of its list one after another; "" without any."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return ""
+
+
+def is_text_only(message: dict[str, Any]) -> bool:
+    """Whether role and text are all there is to the message: no tools, no images, no sound."""
+    content = message.get("content")
+    if isinstance(content, list):
+        plain = all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    else:
+        plain = isinstance(content, str)
+    extras = any(message.get(key) for key in ("tool_calls", "function_call", "audio"))
+    return plain and not extras and message.get("role") in ("system", "developer", "user", "assistant")
+
+
+@lru_cache(maxsize=8192)
+def plain(text: str) -> str:
+    """The wording without what clients and renderers change on their own.
+
+    Whitespace, markdown markers, typographic quotes and dashes, link targets and `<think>` blocks go;
+    letters, their case and all other punctuation stay.
+    """
+    text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+    if "<think>" in text:
+        text = _THINKING.sub(" ", text)
+    if "](" in text:
+        text = _LINK.sub(r"\1", text)
+    return " ".join(_MARKUP.sub("", _LINE_MARKER.sub("", text)).split())
+
+
+def distance(a: str, b: str) -> float:
+    """Share of words and punctuation marks that differ, 0 (same wording) to 1 (nothing in common)."""
+    words_a, words_b = _WORD.findall(plain(a))[:_MAX_WORDS], _WORD.findall(plain(b))[:_MAX_WORDS]
+    if words_a == words_b:
+        return 0.0
+    return 1.0 - SequenceMatcher(None, words_a, words_b, autojunk=False).ratio()
+
+
+def content_words(text: str) -> frozenset[str]:
+    """Its words in lower case, without those that carry no topic."""
+    return frozenset(_ALPHANUMERIC.findall(plain(text).casefold())) - _STOP_WORDS
+
+
+def overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard similarity of two sets of words; 0 when both are empty."""
+    return len(a & b) / len(a | b) if a or b else 0.0
+
+
+def near_duplicate_key(text: str) -> str:
+    """Equal for questions that differ only in case, punctuation, word order, filler words and figures.
+
+    A function of the text alone, so that a cluster never changes as data grows.
+    """
+    words = content_words(text) or frozenset(plain(text).casefold().split())
+    return " ".join(sorted({_DIGITS.sub("0", word) for word in words}))
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys: the bytes that are hashed."""
+    return _json.encode(value)
