@@ -1,0 +1,77 @@
+"""`[learner]`: when a turn runs, and how the reward model and the policy are trained."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[learner]`: the training process."""
+
+    sampler: Literal["engine", "local"] = "engine"
+    """Where PPO's replies come from: the serving engines, or the trainer's own copy of the weights."""
+    min_new_weight: float = 100.0
+    """A turn starts once grades and pairs of this much weight have arrived since the last snapshot."""
+    poll_s: float = 2.0
+    """How often `learn serve` looks for new feedback."""
+    seed: int = 0
+    """Everything random in a run follows from this and the run's name."""
+    rank: int = 16
+    """LoRA rank of policy and reward adapter, where there is no stable adapter to go on from."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are left out of PPO; the reward model keeps their last tokens."""
+    max_reply_tokens: int = 64
+    """Longest sampled reply."""
+    temperature: float = 1.0
+    """Sampling temperature, the same in sampler, policy and reference."""
+    token_budget: int = 8192
+    """Largest micro-batch in tokens, padding included: memory, not mathematics."""
+
+    reward_lr: float = 2e-3
+    """Peak learning rate of reward adapter and heads."""
+    reward_epochs: int = 2
+    """Passes over the training rows."""
+    reward_batch_prompts: int = 8
+    """Prompts per optimizer step; all rows of a prompt are in the same one."""
+    reward_heads: int = 4
+    """Ensemble heads over the one trunk, each blind to its own fold of the prompts."""
+    reward_uncertainty: float = 0.5
+    """PPO's reward is the heads' mean minus this times their standard deviation."""
+    reward_length_covariate: bool = False
+    """Fit a length term beside the reward and drop it when scoring: removes a liking for long replies."""
+    root_samples: int = 128
+    """Root-reference replies on which rewards are standardised to mean 0 and deviation 1."""
+
+    policy_steps: int = 24
+    """PPO steps per turn: sample, score, update."""
+    policy_lr: float = 2e-3
+    """Learning rate of the policy adapter, annealed linearly to 0; 1e-5 to 1e-4 suits billions of weights."""
+    value_lr: float = 1e-2
+    """Learning rate of the value head."""
+    prompts_per_step: int = 32
+    """Different prompts in each PPO step."""
+    samples_per_prompt: int = 4
+    """Replies to each of them."""
+    epochs: int = 2
+    """Passes over each step's samples."""
+    minibatches: int = 2
+    """Optimizer steps per pass."""
+    beta: float = 0.03
+    """First KL coefficient: reward deviations per nat."""
+    target_kl_nats: float = 15.0
+    """KL per reply that a turn may add; β adapts towards it."""
+    kl_budget_nats: float = 45.0
+    """KL per reply from the root reference, over all turns together; the run stops there."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the reward, in deviations, of a reply that hit `max_reply_tokens`."""
+    checkpoint_every: int = 5
+    """PPO steps between checkpoints."""
+
+    eval_prompts: int = 64
+    """Held-out prompts for the evaluation report, at most."""
+    eval_samples: int = 4
+    """Replies to each of them, per policy."""
+    threads: int = 0
+    """CPU threads for training; 0: PyTorch's choice."""
+    metrics_port: int = 9102
+    """Prometheus metrics of the learner; 0: off."""

@@ -1,0 +1,48 @@
+"""Everything `learner` can refuse, as one tree.
+
+LearnerError
+├── DataError          rows that nothing can be learned from; names file, row and column
+├── ModelError         a base model or adapter directory that is not one, or does not fit the trunk
+├── ShapeError         tensors that do not belong together
+├── GuardError         training would have gone on with wrong numbers: the run stops instead
+│   ├── RatioError         new and old policy differ before the first optimizer step
+│   └── SamplerError       sampler and trainer disagree about the probability of the same tokens
+├── CheckpointError    a checkpoint that is not whole, or belongs to another run
+└── SamplingError      no engine gave the samples that were asked for
+"""
+
+
+class LearnerError(Exception):
+    pass
+
+
+class DataError(LearnerError):
+    pass
+
+
+class ModelError(LearnerError):
+    pass
+
+
+class ShapeError(LearnerError):
+    pass
+
+
+class GuardError(LearnerError):
+    pass
+
+
+class RatioError(GuardError):
+    pass
+
+
+class SamplerError(GuardError):
+    pass
+
+
+class CheckpointError(LearnerError):
+    pass
+
+
+class SamplingError(LearnerError):
+    pass

@@ -1,0 +1,263 @@
+"""Fresh replies for PPO and evaluation, as the token ids and log-probabilities that were really sampled.
+
+Two implementations of one seam: `LocalSampler` decodes with the trainer's own trunk; `EngineSampler` asks the
+serving engines, where the adapter being trained is loaded under a name that is never used twice. Neither ever
+re-tokenises text.
+
+Legend: B samples, V vocabulary.
+"""
+
+import hashlib
+import http.client
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from learner.batches import Finish, Prompt, Sample
+from learner.errors import SamplingError
+from learner.models import Role, Trunk, export_adapter
+
+REQUEST_TIMEOUT_S = 120.0
+STREAMS_PER_REPLICA = 16
+ROWS_AT_ONCE = 256
+
+
+class Sampler(Protocol):
+    def publish(self, role: Role) -> None:
+        """The weights of `role` changed: replies drawn from now on come from the new ones."""
+        ...
+
+    def sample(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[Sample]:
+        """`n` replies to each prompt, in the prompts' order, with top_p 1 and no penalties.
+
+        Raises: SamplingError when they cannot be had."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalSampler:
+    """Batched decoding with a key-value cache on the trainer's own trunk: no engine, no weights moved."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.trunk = trunk
+        self.version = 0
+
+    def publish(self, role: Role) -> None:
+        self.version += role is Role.POLICY
+
+    def sample(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[Sample]:
+        generator = torch.Generator(device=self.trunk.device).manual_seed(seed)
+        rows = [p for p in prompts for _ in range(n)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        samples: dict[int, Sample] = {}
+        self.trunk.model.eval()
+        with torch.no_grad(), self.trunk.acting(role):
+            for start in range(0, len(order), ROWS_AT_ONCE):
+                chunk = order[start : start + ROWS_AT_ONCE]
+                drawn = self._decode([rows[i] for i in chunk], temperature, max_tokens, generator)
+                samples.update(zip(chunk, drawn, strict=True))
+        return [samples[i] for i in range(len(rows))]
+
+    def _decode(
+        self, prompts: Sequence[Prompt], temperature: float, max_tokens: int, generator: torch.Generator
+    ) -> list[Sample]:
+        from transformers import DynamicCache
+
+        device = self.trunk.device
+        ids_BL, mask_BL = _left_padded(prompts, self.trunk.pad_id)
+        ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
+        stop_E = torch.tensor(self.trunk.encoder.eos_ids, device=device)
+        places_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.trunk.causal_lm.config)
+        done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        drawn: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for _ in range(max_tokens):
+            out = self.trunk.backbone(
+                input_ids=ids_BL,
+                attention_mask=mask_BL,
+                position_ids=places_BL,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            log_BV = torch.log_softmax(self.trunk.logits(out.last_hidden_state[:, -1]) / temperature, dim=-1)
+            next_B = torch.multinomial(log_BV.exp(), 1, generator=generator).squeeze(1)
+            drawn.append(next_B)
+            logprobs.append(log_BV.gather(1, next_B[:, None]).squeeze(1))
+            done_B = done_B | torch.isin(next_B, stop_E)
+            if bool(done_B.all()):
+                break
+            ids_BL, places_BL = next_B[:, None], places_BL[:, -1:] + 1
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(prompts), 1)], dim=1)
+        return self._cut(prompts, torch.stack(drawn, 1).tolist(), torch.stack(logprobs, 1).tolist())
+
+    def _cut(
+        self, prompts: Sequence[Prompt], drawn: list[list[int]], logprobs: list[list[float]]
+    ) -> list[Sample]:
+        """Each row up to and with its first end-of-text token."""
+        stops = set(self.trunk.encoder.eos_ids)
+        samples = []
+        for prompt, ids, values in zip(prompts, drawn, logprobs, strict=True):
+            end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
+            finish: Finish = "length" if end is None else "stop"
+            samples.append(Sample(prompt, tuple(ids[:end]), tuple(values[:end]), finish, self.version))
+        return samples
+
+    def close(self) -> None:
+        pass
+
+
+def _left_padded(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(len(p.ids) for p in prompts)
+    gaps = [width - len(p.ids) for p in prompts]
+    ids_BL = torch.tensor([[pad_id] * gap + list(p.ids) for gap, p in zip(gaps, prompts, strict=True)])
+    mask_BL = torch.tensor([[0] * gap + [1] * len(p.ids) for gap, p in zip(gaps, prompts, strict=True)])
+    return ids_BL, mask_BL
+
+
+class EngineSampler:
+    """Replies from serving engines, spread over the replicas.
+
+    Each published version is exported, loaded on every replica as `learner-<run>-v<k>-<sha8>` and replaces
+    the one before it, which is unloaded first and deleted after: an engine never meets a name twice, nor a
+    name whose files are gone.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        urls: Sequence[str],
+        scratch_dir: Path,
+        run_id: str,
+        load: Callable[[str, str, Path], object],
+        unload: Callable[[str, str], object],
+    ) -> None:
+        """`load(url, name, path)` and `unload(url, name)` are `ops.vllm_adapters`'s; `scratch_dir` is one
+        that the engines can read."""
+        self.trunk = trunk
+        self.urls = list(urls)
+        self.scratch_dir = scratch_dir.absolute()
+        self.run_id = run_id
+        self._load, self._unload = load, unload
+        self._served: dict[Role, tuple[str, Path]] = {}
+        self.version = 0
+        self._pool = ThreadPoolExecutor(STREAMS_PER_REPLICA * len(self.urls), thread_name_prefix="sampler")
+
+    def publish(self, role: Role) -> None:
+        self.version += 1
+        name, path = self._export(role)
+        for url in self.urls:
+            self._load(url, name, path)
+        before = self._served.get(role)
+        self._served[role] = (name, path)
+        if before is not None:
+            self._withdraw(*before)
+
+    def _export(self, role: Role) -> tuple[str, Path]:
+        """The role's adapter in a folder of its own; the root reference is the policy's with every B zero."""
+        draft = self.scratch_dir / f".draft-{self.run_id}"
+        shutil.rmtree(draft, ignore_errors=True)
+        export_adapter(self.trunk, Role.POLICY if role is Role.ROOT else role, draft)
+        weights = draft / "adapter_model.safetensors"
+        if role is Role.ROOT:
+            _zero(weights)
+        sha = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+        name = f"learner-{self.run_id}-v{self.version}-{sha}"
+        path = self.scratch_dir / name
+        shutil.rmtree(path, ignore_errors=True)
+        draft.rename(path)
+        return name, path
+
+    def _withdraw(self, name: str, path: Path) -> None:
+        for url in self.urls:
+            self._unload(url, name)
+        shutil.rmtree(path, ignore_errors=True)
+
+    def sample(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[Sample]:
+        if role not in self._served:
+            self.publish(role)
+        name, version = self._served[role][0], self.version
+        body = {
+            "model": name,
+            "n": n,
+            "temperature": temperature,
+            "top_p": 1.0,
+            "max_tokens": max_tokens,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": list(self.trunk.encoder.eos_ids),
+        }
+
+        def ask(job: tuple[int, Prompt]) -> list[Sample]:
+            i, prompt = job
+            answer = self._post(i, body | {"prompt": list(prompt.ids), "seed": (seed + i) % 2**31})
+            return [_engine_sample(prompt, choice, version) for choice in answer["choices"]]
+
+        return [sample for group in self._pool.map(ask, enumerate(prompts)) for sample in group]
+
+    def _post(self, i: int, body: dict[str, Any]) -> dict[str, Any]:
+        """POST to replica i, then to the others: a replica may be restarting."""
+        failures = []
+        for k in range(len(self.urls)):
+            url = self.urls[(i + k) % len(self.urls)]
+            try:
+                return post_json(f"{url}/v1/completions", body)
+            except SamplingError as e:
+                failures.append(str(e))
+        raise SamplingError("; ".join(failures))
+
+    def close(self) -> None:
+        """Unloads what this run had loaded. The sampler cannot be used again."""
+        self._pool.shutdown(wait=True)
+        for name, path in self._served.values():
+            self._withdraw(name, path)
+        self._served.clear()
+
+
+def _zero(weights: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({n: t.zero_() if "lora_B" in n else t for n, t in load_file(weights).items()}, weights)
+
+
+def _engine_sample(prompt: Prompt, choice: dict[str, Any], version: int) -> Sample:
+    """Raises: SamplingError when the engine returned other ids than it was asked with, or no ids at all."""
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if ids is None or logprobs is None or len(ids) != len(logprobs):
+        raise SamplingError(
+            "the engine returned no token ids or log-probabilities: is it vLLM 0.10 or newer?"
+        )
+    asked = choice.get("prompt_token_ids")
+    if asked is not None and tuple(asked) != prompt.ids:
+        raise SamplingError("the engine answered another prompt than the one it was sent")
+    finish: Finish = "length" if choice["finish_reason"] == "length" else "stop"
+    return Sample(prompt, tuple(ids), tuple(logprobs), finish, version)
+
+
+def post_json(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Raises: SamplingError with the engine's own words."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+            return cast(dict[str, Any], json.load(response))
+    except urllib.error.HTTPError as e:
+        raise SamplingError(f"{url} answered {e.code}: {e.read(300).decode(errors='replace')}") from e
+    except (OSError, http.client.HTTPException, ValueError) as e:
+        raise SamplingError(f"{url}: {e}") from e
