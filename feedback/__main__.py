@@ -1,0 +1,106 @@
+"""`ratchet pipeline`, `ratchet forward` and `ratchet data`: arguments in, processes or tables out."""
+
+import argparse
+import signal
+import sys
+import threading
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from feedback.config import Deployment, Pipeline, read, section
+from feedback.errors import ConfigError, FeedbackError
+
+
+def main(argv: list[str], config: Path | None) -> int:
+    """Run one verb; 0 when it did what it says, 1 when it could not, with the reason on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        sections = read(config)
+        deployment = section(sections, "deployment", Deployment)
+        if args.verb == "forward":
+            return _forward(deployment)
+        pipeline = section(sections, "pipeline", Pipeline)
+        return (
+            _pipeline(deployment, pipeline) if args.verb == "pipeline" else _data(args, deployment, pipeline)
+        )
+    except FeedbackError as e:
+        print(f"ratchet {args.verb}: {e}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ratchet")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("pipeline", help="fold the event log into pairs until told to stop")
+    verbs.add_parser("forward", help="move the embedded log on to Kafka until told to stop")
+    data = verbs.add_parser("data", help="snapshots, and where their rows come from")
+    what = data.add_subparsers(dest="what", required=True)
+    build = what.add_parser("build", help="write a snapshot of everything there is to learn from")
+    listing = what.add_parser("list", help="every snapshot, oldest first")
+    show = what.add_parser("show", help="what a snapshot holds, checked against its hash")
+    show.add_argument("name", help="a snapshot's name, as `ratchet data list` prints it")
+    lineage = what.add_parser("lineage", help="a pair back to its events")
+    lineage.add_argument("pair_id", help="as in pairs.parquet")
+    for verb in (build, listing, show, lineage):
+        verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _pipeline(deployment: Deployment, config: Pipeline) -> int:
+    from feedback import pipeline, store
+    from feedback.logs import open_log
+    from ops.telemetry import configure_logging, serve_metrics
+
+    configure_logging("pipeline")
+    serve_metrics(config.metrics_port)
+    deployment.data_dir.mkdir(parents=True, exist_ok=True)
+    with closing(open_log(deployment)) as log:
+        state = store.open_state(deployment.state)
+        pipeline.run(log, state, config, _told_to_stop(), snapshots_dir=deployment.snapshots_dir)
+    state.dispose()
+    return 0
+
+
+def _forward(deployment: Deployment) -> int:
+    if deployment.log != "kafka":
+        raise ConfigError(f'[deployment] log is "{deployment.log}": only "kafka" has anything to forward to')
+    from feedback import forward
+    from feedback.embedded import EmbeddedLog
+    from feedback.logs import open_log
+    from ops.telemetry import configure_logging
+
+    configure_logging("forward")
+    deployment.data_dir.mkdir(parents=True, exist_ok=True)
+    with closing(EmbeddedLog(deployment.log_path)) as outbox, closing(open_log(deployment)) as log:
+        forward.run(outbox, log, _told_to_stop())
+    return 0
+
+
+def _told_to_stop() -> threading.Event:
+    """Set by SIGTERM and SIGINT, so that a batch is finished before the process ends."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _data(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> int:
+    from feedback import report, snapshots
+
+    directory = deployment.snapshots_dir
+    if args.what == "build":
+        deployment.data_dir.mkdir(parents=True, exist_ok=True)
+        made = snapshots.build(deployment.state, directory, config, datetime.now(UTC))
+        report.manifest(made, as_json=args.json)
+    elif args.what == "list":
+        report.manifests(snapshots.listed(directory), as_json=args.json)
+    elif args.what == "show":
+        report.manifest(snapshots.load(directory / args.name).manifest, as_json=args.json)
+    else:
+        report.lineage(snapshots.lineage(deployment.state, directory, args.pair_id), as_json=args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], None))
