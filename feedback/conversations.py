@@ -103,8 +103,9 @@ def fold(events: Iterable[Event]) -> Conversation:
 
 def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
     """A turn as the pipeline sees it."""
-    dialogue, thread = _dialogue(turn.messages)
-    text_only = bool(turn.messages) and all(is_text_only(m) for m in turn.messages)
+    messages = [_read(m) for m in turn.messages]
+    dialogue, thread = _dialogue(messages)
+    text_only = bool(messages) and all(m.text_only for m in messages)
     reply_is_text = not turn.reply.get("tool_calls") and not turn.reply.get("function_call")
     return Turn(
         event_id=event_id,
@@ -116,8 +117,8 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
         ended_at=turn.started_at + timedelta(seconds=turn.duration_s),
         complete=turn.status is TurnStatus.COMPLETE,
         learn=turn.learn,
-        prompt=tuple(_role_and_text(m) for m in turn.messages) if text_only else (),
-        digest=prompt_digest(turn.messages),
+        prompt=tuple({"role": m.role, "content": m.text} for m in messages) if text_only else (),
+        digest=_digest(messages),
         dialogue=dialogue,
         thread=thread,
         reply=content_text(turn.reply) if reply_is_text else "",
@@ -126,36 +127,45 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
 
 def prompt_digest(messages: Iterable[Message]) -> str:
     """Names a prompt state: 32 hex digits; whitespace and markdown do not change it, anything else does."""
+    return _digest(map(_read, messages))
+
+
+class _Read(msgspec.Struct, frozen=True):
+    """One message, looked at once. `wording` is what a change of meaning changes."""
+
+    role: str
+    text: str
+    text_only: bool
+    wording: bytes
+
+
+def _read(message: Message) -> _Read:
+    role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
+    text, text_only = content_text(message), is_text_only(message)
+    if text_only:
+        wording = f"{role}\x1f{plain(text)}\x1e".encode("utf-8", "surrogatepass")
+    else:
+        wording = canonical({**message, "role": role}) + b"\x1e"
+    return _Read(role, text, text_only, wording)
+
+
+def _digest(messages: Iterable[_Read]) -> str:
     digest = blake2b(digest_size=16)
     for message in messages:
-        digest.update(_wording(message))
+        digest.update(message.wording)
     return digest.hexdigest()
 
 
-def _dialogue(messages: Iterable[Message]) -> tuple[tuple[Spoken, ...], str]:
+def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
     """The messages but for instructions, each with the key of what came before; and the key of them all."""
     digest = blake2b(digest_size=16)
     spoken = []
     for message in messages:
-        if message.get("role") in _INSTRUCTIONS:
-            continue
-        text = content_text(message)
-        comparable = is_text_only(message) and bool(text.strip())
-        spoken.append(Spoken(str(message.get("role")), text, digest.hexdigest(), comparable))
-        digest.update(_wording(message))
+        if message.role != "system":
+            comparable = message.text_only and bool(message.text.strip())
+            spoken.append(Spoken(message.role, message.text, digest.hexdigest(), comparable))
+            digest.update(message.wording)
     return tuple(spoken), digest.hexdigest()
-
-
-def _wording(message: Message) -> bytes:
-    role = "system" if message.get("role") in _INSTRUCTIONS else message.get("role")
-    if is_text_only(message):
-        return f"{role}\x1f{plain(content_text(message))}\x1e".encode("utf-8", "surrogatepass")
-    return canonical({**message, "role": role}) + b"\x1e"
-
-
-def _role_and_text(message: Message) -> Message:
-    role = "system" if message["role"] in _INSTRUCTIONS else message["role"]
-    return {"role": role, "content": content_text(message)}
 
 
 def _standing(received: Iterable[tuple[str, SignalReceived]]) -> tuple[Signal, ...]:

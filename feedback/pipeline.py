@@ -17,7 +17,6 @@ from prometheus_client import Counter, Gauge
 
 from feedback import codec, snapshots, store
 from feedback.config import Pipeline
-from feedback.conversations import turn_of
 from feedback.derivation import VERSION, Derived, derive
 from feedback.errors import CodecError, LogError, SnapshotError, StateUnavailable
 from feedback.eventlog import EventLog, Record, Topic
@@ -195,28 +194,52 @@ def _event(record: Record) -> Event:
         )
     if event.key != data.conversation_id:
         raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
-    if isinstance(data, TurnRecorded):
-        turn_of(event.id, data)
     return event
 
 
 def _derive_touched(
     tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float
 ) -> tuple[dict[str, Derived], list[DeadLetter]]:
-    """Derive the conversations that got new events. One that cannot be derived keeps what it had before."""
-    touched: dict[str, list[tuple[Record, Entry]]] = {}
+    """Derive the conversations that got new events, without the events that cannot be derived from."""
+    touched: dict[str, list[tuple[Record, Event]]] = {}
     for record, entry in new.values():
-        touched.setdefault(store.conversation_of(entry.event), []).append((record, entry))
+        touched.setdefault(store.conversation_of(entry.event), []).append((record, entry.event))
     stored = store.payloads_of(tx, touched.keys())
     derived: dict[str, Derived] = {}
     letters: list[DeadLetter] = []
     for conversation_id, arrived in touched.items():
-        try:
-            events = [*map(codec.decode, stored.get(conversation_id, ())), *(e.event for _, e in arrived)]
-            derived[conversation_id] = derive(events, retry_window_s=retry_window_s)
-        except Exception as e:  # the same rule as in _admit, for events that only together make no sense
-            letters += [_dead(record, e) for record, _ in arrived]
+        before = [codec.decode(payload) for payload in stored.get(conversation_id, ())]
+        made = _attempt([*before, *(event for _, event in arrived)], retry_window_s)
+        if isinstance(made, Derived):
+            derived[conversation_id] = made
+        else:
+            derived[conversation_id], blamed = _one_by_one(before, arrived, retry_window_s)
+            letters += blamed
     return derived, letters
+
+
+def _one_by_one(
+    before: Sequence[Event], arrived: Iterable[tuple[Record, Event]], retry_window_s: float
+) -> tuple[Derived, list[DeadLetter]]:
+    """Find which of the new events it is that derivation fails on."""
+    good = list(before)
+    derived = derive(good, retry_window_s=retry_window_s)
+    letters = []
+    for record, event in arrived:
+        made = _attempt([*good, event], retry_window_s)
+        if isinstance(made, Derived):
+            good.append(event)
+            derived = made
+        else:
+            letters.append(_dead(record, made))
+    return derived, letters
+
+
+def _attempt(events: Sequence[Event], retry_window_s: float) -> Derived | Exception:
+    try:
+        return derive(events, retry_window_s=retry_window_s)
+    except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
+        return e
 
 
 def _dead(record: Record, error: Exception) -> DeadLetter:

@@ -43,11 +43,11 @@ def is_text_only(message: dict[str, Any]) -> bool:
     """Whether role and text are all there is to the message: no tools, no images, no sound."""
     content = message.get("content")
     if isinstance(content, list):
-        plain = all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+        only_text = all(isinstance(part, dict) and part.get("type") == "text" for part in content)
     else:
-        plain = isinstance(content, str)
-    extras = any(message.get(key) for key in ("tool_calls", "function_call", "audio"))
-    return plain and not extras and message.get("role") in ("system", "developer", "user", "assistant")
+        only_text = isinstance(content, str)
+    extras = message.get("tool_calls") or message.get("function_call") or message.get("audio")
+    return only_text and not extras and message.get("role") in ("system", "developer", "user", "assistant")
 
 
 @lru_cache(maxsize=8192)
