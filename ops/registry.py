@@ -236,6 +236,26 @@ class Registry:
             raise RevisionConflict("the traffic table was created by somebody else first") from e
         return stored
 
+    def note(
+        self,
+        name: str,
+        *,
+        revision: int,
+        by: str,
+        reason: str,
+        at: datetime,
+        report: EvalReport | None = None,
+    ) -> Adapter:
+        """Say why an adapter stays where it is, or attach evidence. Counts as a revision.
+
+        Raises: UnknownAdapter, RevisionConflict.
+        """
+        with self._write() as c:
+            known = _locked(c, name, revision)
+            stay = Change(name=name, revision=revision, to=known.state, reason=reason, report=report)
+            _move(c, known, stay, by, at, changed_at=known.changed_at)
+        return self.get(name)
+
     def report_replica(self, url: str, adapters: Mapping[str, str], at: datetime) -> None:
         """Replace what `url` has loaded and probed: adapter name → fingerprint. Empty: it is down."""
         document = msgspec.json.encode(dict(adapters)).decode()
@@ -347,28 +367,37 @@ def _check_identity(adapter: Adapter) -> None:
 
 
 def _transition(c: Connection, change: Change, by: str, at: datetime) -> None:
-    query = select(_adapters).where(_adapters.c.name == change.name).with_for_update()
-    row = c.execute(query).first()
-    if row is None:
-        raise UnknownAdapter(f"no adapter named {change.name!r} is registered")
-    known = _adapter(row)
-    if known.revision != change.revision:
-        raise RevisionConflict(
-            f"{change.name} is at revision {known.revision} ({known.state}), not {change.revision}"
-        )
+    known = _locked(c, change.name, change.revision)
     if change.to not in TRANSITIONS[known.state]:
         allowed = ", ".join(sorted(TRANSITIONS[known.state])) or "nothing"
         raise TransitionRefused(f"{change.name} is {known.state}: it can become {allowed}, not {change.to}")
-    _record(c, at, by, change.name, known.state, change.to, known.revision + 1, change.reason)
+    _move(c, known, change, by, at, changed_at=at)
+
+
+def _locked(c: Connection, name: str, revision: int) -> Adapter:
+    row = c.execute(select(_adapters).where(_adapters.c.name == name).with_for_update()).first()
+    if row is None:
+        raise UnknownAdapter(f"no adapter named {name!r} is registered")
+    known = _adapter(row)
+    if known.revision != revision:
+        raise RevisionConflict(f"{name} is at revision {known.revision} ({known.state}), not {revision}")
+    return known
+
+
+def _move(
+    c: Connection, known: Adapter, change: Change, by: str, at: datetime, *, changed_at: datetime
+) -> None:
+    """The audit row, then its effect."""
+    _record(c, at, by, known.name, known.state, change.to, known.revision + 1, change.reason)
     values: dict[str, Any] = {
         "state": change.to.value,
         "revision": known.revision + 1,
         "reason": change.reason,
-        "changed_at": at.isoformat(),
+        "changed_at": changed_at.isoformat(),
     }
     if change.report is not None:
         values["report"] = msgspec.json.encode(change.report).decode()
-    c.execute(update(_adapters).where(_adapters.c.name == change.name).values(values))
+    c.execute(update(_adapters).where(_adapters.c.name == known.name).values(values))
 
 
 def _set_traffic(

@@ -6,6 +6,7 @@ import pytest
 
 from tests.engines import tiny_base, transformers_engine, vllm_engine  # noqa: F401 (fixtures)
 from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtures)
+from tests.postgres import postgres_server, postgres_url  # noqa: F401 (fixtures)
 
 
 @pytest.fixture

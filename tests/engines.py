@@ -1,4 +1,4 @@
-"""Engines for tests: a tiny base model, the transformers engine and a real vLLM, each started once a session."""
+"""Engines for tests: a tiny base model, the transformers engine, a real vLLM; each started once a session."""
 
 import importlib.util
 import os
