@@ -1,0 +1,181 @@
+"""Gates: examples by hand for each, and laws over all reports."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ops.adapters import EvalReport
+from ops.config import Rollout
+from ops.gates import Verdict, explain, judge, overall, wilson_low
+
+ROLLOUT = Rollout()
+GOOD = EvalReport(
+    prompts=40,
+    samples=160,
+    reward_gain=0.30,
+    reward_gain_low=0.12,
+    reward_gain_high=0.48,
+    kl_root_nats=9.0,
+    kl_parent_nats=9.0,
+    mean_tokens=30.0,
+    baseline_mean_tokens=28.0,
+    well_formed=0.97,
+    baseline_well_formed=0.96,
+    reward_model_accuracy=0.72,
+    reward_model_pairs=90,
+)
+
+
+def verdicts(**changes: object) -> dict[str, Verdict]:
+    report = msgspec.structs.replace(GOOD, **changes)
+    return {r.name: r.verdict for r in judge(report, ROLLOUT)}
+
+
+def verdict(**changes: object) -> Verdict:
+    return overall(judge(msgspec.structs.replace(GOOD, **changes), ROLLOUT))
+
+
+def test_a_good_candidate_passes_every_gate() -> None:
+    results = judge(GOOD, ROLLOUT)
+    assert [r.name for r in results] == ["reward_gain", "kl_root", "length", "well_formed", "reward_model"]
+    assert overall(results) is Verdict.PASS
+    assert explain(results) == "all 5 gates passed"
+
+
+@pytest.mark.parametrize(
+    "low,gain,high,expected",
+    [
+        (0.01, 0.2, 0.4, Verdict.PASS),
+        (-0.01, 0.2, 0.4, Verdict.INCONCLUSIVE),
+        (-0.4, -0.2, 0.0, Verdict.INCONCLUSIVE),
+        (-0.4, -0.2, -0.01, Verdict.FAIL),
+        (0.0, 0.2, 0.4, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_the_whole_interval_must_lie_above(low: float, gain: float, high: float, expected: Verdict) -> None:
+    """A gain that could be none is no reason to change what users get."""
+    found = verdicts(reward_gain_low=low, reward_gain=gain, reward_gain_high=high)
+    assert found["reward_gain"] is expected
+
+
+def test_few_prompts_are_no_evidence() -> None:
+    assert verdicts(prompts=19)["reward_gain"] is Verdict.INCONCLUSIVE
+    assert verdicts(prompts=20)["reward_gain"] is Verdict.PASS
+
+
+def test_kl_budget_is_counted_from_the_root() -> None:
+    assert verdicts(kl_root_nats=60.0)["kl_root"] is Verdict.PASS
+    assert verdicts(kl_root_nats=60.1)["kl_root"] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "tokens,expected",
+    [(16.1, Verdict.FAIL), (17.6, Verdict.PASS), (44.7, Verdict.PASS), (45.0, Verdict.FAIL)],
+)
+def test_length_may_drift_by_a_factor_either_way(tokens: float, expected: Verdict) -> None:
+    """28 tokens before and a factor of 1.6: from 17.5 to 44.8."""
+    assert verdicts(mean_tokens=tokens)["length"] is expected
+
+
+def test_empty_baseline_replies_say_nothing_about_length() -> None:
+    assert verdicts(baseline_mean_tokens=0.0)["length"] is Verdict.ERROR
+
+
+def test_replies_stay_well_formed() -> None:
+    assert verdicts(well_formed=0.90)["well_formed"] is Verdict.PASS
+    assert verdicts(well_formed=0.89)["well_formed"] is Verdict.FAIL
+    assert verdicts(well_formed=0.79, baseline_well_formed=0.80)["well_formed"] is Verdict.PASS
+    assert verdicts(well_formed=0.77, baseline_well_formed=0.80)["well_formed"] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "accuracy,pairs,expected",
+    [
+        (0.72, 9, Verdict.INCONCLUSIVE),
+        (0.60, 50, Verdict.INCONCLUSIVE),
+        (0.60, 100, Verdict.PASS),
+        (0.40, 100, Verdict.FAIL),
+    ],
+)
+def test_a_reward_model_like_a_coin_is_no_witness(accuracy: float, pairs: int, expected: Verdict) -> None:
+    """One-sided Wilson bounds for 0.6: 0.484 of 50 pairs, 0.517 of 100."""
+    assert verdicts(reward_model_accuracy=accuracy, reward_model_pairs=pairs)["reward_model"] is expected
+
+
+def test_wilson_by_hand() -> None:
+    """p = 0.6, n = 100, z = 1.6449: z² = 2.7057.
+
+    centre 0.6 + 2.7057/200 = 0.61353; spread 1.6449 √(0.0024 + 2.7057/40000) = 1.6449 √0.00246764 = 0.08171;
+    (0.61353 - 0.08171) / 1.027057 = 0.51781
+    """
+    assert wilson_low(0.6, 100) == pytest.approx(0.51781, abs=2e-5)
+
+
+def test_no_report_is_an_error() -> None:
+    (result,) = judge(None, ROLLOUT)
+    assert result.verdict is Verdict.ERROR
+    assert overall([]) is Verdict.ERROR
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reward_gain": math.nan},
+        {"kl_root_nats": math.inf},
+        {"reward_gain": 0.9},
+        {"well_formed": 1.2},
+        {"reward_model_accuracy": -0.1},
+        {"mean_tokens": -1.0},
+    ],
+)
+def test_evidence_that_contradicts_itself_is_an_error(change: dict[str, float]) -> None:
+    assert verdict(**change) is Verdict.ERROR
+
+
+def test_the_explanation_names_what_did_not_pass() -> None:
+    results = judge(msgspec.structs.replace(GOOD, kl_root_nats=99.0, prompts=3), ROLLOUT)
+    assert explain(results) == (
+        "reward_gain inconclusive: 3 held-out prompts, 20 are needed; "
+        "kl_root fail: 99.00 nats per reply from the root reference, budget 60.00"
+    )
+
+
+numbers = st.floats(-100, 100) | st.sampled_from([math.nan, math.inf, -math.inf])
+reports = st.builds(
+    EvalReport,
+    prompts=st.integers(-1, 200),
+    samples=st.integers(0, 500),
+    reward_gain=numbers,
+    reward_gain_low=numbers,
+    reward_gain_high=numbers,
+    kl_root_nats=numbers,
+    kl_parent_nats=numbers,
+    mean_tokens=numbers,
+    baseline_mean_tokens=numbers,
+    well_formed=numbers | st.floats(0, 1),
+    baseline_well_formed=numbers | st.floats(0, 1),
+    reward_model_accuracy=numbers | st.floats(0, 1),
+    reward_model_pairs=st.integers(-1, 300),
+)
+
+
+@given(reports)
+def test_only_a_sound_gain_over_a_sound_witness_passes(report: EvalReport) -> None:
+    """PASS implies what an operator believes it means, whatever came in; and it never raises."""
+    if overall(judge(report, ROLLOUT)) is Verdict.PASS:
+        assert report.reward_gain_low > 0 and report.prompts >= 20
+        assert report.kl_root_nats <= 60 and report.reward_model_accuracy > 0.5
+        assert all(
+            math.isfinite(v) for v in msgspec.structs.asdict(report).values() if isinstance(v, int | float)
+        )
+
+
+@given(st.lists(st.sampled_from(Verdict), min_size=1))
+def test_one_error_outweighs_any_number_of_passes(found: list[Verdict]) -> None:
+    template = judge(GOOD, ROLLOUT)[0]
+    results = [msgspec.structs.replace(template, verdict=v) for v in found]
+    worst = next(v for v in (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if v in found)
+    assert overall(results) is worst
