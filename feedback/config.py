@@ -83,7 +83,7 @@ C = TypeVar("C", bound=msgspec.Struct)
 def read(path: Path | None) -> dict[str, Any]:
     """The sections of a TOML file; {} without one.
 
-    Raises: ConfigError when the file is missing, is not TOML or holds an unknown section.
+    Raises: ConfigError when the file is missing, is not TOML or holds something else than the known sections.
     """
     if path is None:
         return {}
@@ -91,11 +91,14 @@ def read(path: Path | None) -> dict[str, Any]:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"configuration file {path}: {e.strerror}") from e
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"configuration file {path} is not TOML: {e}") from e
     unknown = sorted(set(sections) - set(SECTIONS))
     if unknown:
         raise ConfigError(f"{path}: unknown section [{unknown[0]}]; known are {', '.join(SECTIONS)}")
+    for name, values in sections.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {name} must be one table, written [{name}]")
     return sections
 
 
@@ -117,9 +120,17 @@ def section(
     if unknown:
         raise ConfigError(f"[{name}] has no field {unknown[0]!r}; it has {', '.join(sorted(fields))}")
     values = {
-        k: v.split(",") if isinstance(v, str) and "list" in str(fields[k].type) else v for k, v in values.items()
+        k: v.split(",") if isinstance(v, str) and "list" in str(fields[k].type) else v
+        for k, v in values.items()
     }
     try:
-        return msgspec.convert(values, model, strict=False)
+        return msgspec.convert(values, model, strict=False, dec_hook=_path)
     except msgspec.ValidationError as e:
         raise ConfigError(f"[{name}] {e}") from e
+
+
+def _path(type_: type, value: Any) -> Any:
+    """What msgspec does not convert by itself."""
+    if type_ is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"expected a path, got {value!r}")
