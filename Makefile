@@ -18,10 +18,10 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "ratchet needs Python 3.11 or 3.12 as '$(PYTHON)' (or make PYTHON=...)" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "ratchet needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing $$(grep -c == requirements-cpu.txt) pinned packages into $(VENV) (two to four minutes the first time)"
-	@$(BIN)/pip install --disable-pip-version-check --progress-bar on --no-deps -q $(TORCH) \
-		|| $(BIN)/pip install --disable-pip-version-check --no-deps -q --index-url $(TORCH_INDEX) $(TORCH)
-	@$(BIN)/pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements-cpu.txt | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@echo "installing the pinned packages into $(VENV) (two to four minutes, the first time only)"
+	@$(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q $(TORCH) \
+		|| $(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q --index-url $(TORCH_INDEX) $(TORCH)
+	@$(BIN)/python .ci/install requirements-cpu.txt
 	@$(BIN)/pip install --disable-pip-version-check --no-deps -q --no-build-isolation -e .
 	@touch $@
 
