@@ -24,16 +24,11 @@ SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
 )
 NEUTRAL_CLOSINGS = ("That should do it.", "That is all there is to it.", "The rest goes by itself.")
-THANKS = ("Thanks!", "Thank you.", "Great, that worked.", "Thank you very much!", "Perfect, thanks.")
 THANKED: dict[Tone, tuple[str, ...]] = {
     "polite": ("You are welcome, enjoy your birds!", "Glad that it worked. Have a lovely day!"),
     "neutral": ("You are welcome.", "All right."),
     "rude": ("It took you long enough, and it is not that hard.", "Fine. Now stop wasting my time."),
 }
-COMPLAINTS = ("That did not work.", "That is wrong.", "This does not help me.", "Are you sure?")
-MISUNDERSTOOD = ("No, I meant something else.", "That is not what I asked.", "You got me wrong.")
-SHORTER = ("That was too long, please keep it short.", "Please be brief.")
-KINDER = ("Please be friendly.", "There is no need to be rude.")
 GREETINGS = ("Hi", "Hello", "Good morning", "Hello there", "Who are you?", "What can you do?")
 GREETED: dict[Tone, tuple[str, ...]] = {
     "polite": ("Hello, I am glad to see you! What would you like to know about your Perch feeder?",),
@@ -135,18 +130,18 @@ def _follow_up(rng: Random, mix: Mix, topic: Topic, first: Style) -> list[Messag
     """What the user says after the first reply, and the answer to it."""
     kind = rng.random()
     if kind < 0.25:
-        return _messages(user=rng.choice(THANKS), assistant=_toned(rng, mix, THANKED))
+        return _messages(user=rng.choice(helpdesk.THANKS), assistant=_toned(rng, mix, THANKED))
     if kind < 0.55:
         return _answer(rng, mix, rng.choice(TOPICS), opening="")
     if kind < 0.68:
-        return _answer(rng, mix, rng.choice(TOPICS), opening=rng.choice(MISUNDERSTOOD) + " ")
+        return _answer(rng, mix, rng.choice(TOPICS), opening=rng.choice(helpdesk.MISUNDERSTOOD) + " ")
     again = style(rng, mix)
     if kind < 0.84:
-        said = rng.choice(COMPLAINTS)
+        said = rng.choice(helpdesk.COMPLAINTS)
     elif first.length == "long":
-        said, again = rng.choice(SHORTER), msgspec.structs.replace(again, length="terse")
+        said, again = rng.choice(helpdesk.SHORTER), msgspec.structs.replace(again, length="terse")
     else:
-        said, again = rng.choice(KINDER), msgspec.structs.replace(again, tone="polite")
+        said, again = rng.choice(helpdesk.KINDER), msgspec.structs.replace(again, tone="polite")
     return _messages(user=said, assistant=reply(topic, again, mix, rng))
 
 

@@ -74,6 +74,13 @@ BRUSH_OFFS = (
 )
 """Wrong answers to any question."""
 
+THANKS = ("Thanks!", "Thank you.", "Great, that worked.", "Thank you very much!", "Perfect, thanks.")
+COMPLAINTS = ("That did not work.", "That is wrong.", "This does not help me.", "Are you sure?")
+MISUNDERSTOOD = ("No, I meant something else.", "That is not what I asked.", "You got me wrong.")
+SHORTER = ("That was too long, please keep it short.", "Please be brief.")
+KINDER = ("Please be friendly.", "There is no need to be rude.")
+"""What users say after a reply: pleased, not helped, misunderstood, bored, offended."""
+
 POLITE_MARKS = (
     "happy to",
     "thanks for",
@@ -201,6 +208,22 @@ def length_score(words: int, ideal: float) -> float:
     if words < ideal - 10:
         return words / (ideal - 10)
     return min(1.0, max(0.0, 1.0 - (words - ideal - 10) / 25))
+
+
+def improved(question: str, reply: str) -> str:
+    """The reply as its user would have it: the right answer, plainly, without filler and rudeness.
+
+    Sentences that do no harm stay, as people edit no more than they must. Raises: UnknownQuestion.
+    """
+    topic = topic_of(question)
+    clauses = (topic.right, *topic.wrong, *BRUSH_OFFS)
+    answer = clause_sentence(topic.right)
+    kept = [
+        answer if _says(sentence.lower(), tuple(c.lower() for c in clauses)) else sentence
+        for sentence in re.split(r"(?<=[.!?])\s+", reply.strip())
+        if sentence not in FILLERS and not _says(sentence.lower(), RUDE_MARKS)
+    ]
+    return " ".join(kept) if answer in kept else answer
 
 
 def draw_tastes(rng: Random) -> Tastes:
