@@ -1,4 +1,4 @@
-"""`make bench` and `make bench-NAME`: run a benchmark's `rows()`, print them, write `build/bench-NAME.json`."""
+"""`make bench` and `make bench-NAME`: runs a benchmark's `rows()`, prints and writes `build/bench-NAME.json`."""
 
 import importlib
 import json
