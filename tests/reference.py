@@ -121,9 +121,9 @@ def _row(*cells: str) -> str:
 def configuration_page() -> str:
     page = "# Configuration\n\n" + GENERATED
     page += (
-        "One TOML file: `ratchet --config FILE VERB`, `./ratchet.toml` when there is one, defaults otherwise. "
-        "Unknown sections and fields are refused. `RATCHET_<SECTION>_<FIELD>` in the environment overrides a field; "
-        "lists are comma-separated there.\n"
+        "One TOML file: `ratchet --config FILE VERB`, `./ratchet.toml` when there is one, else defaults. "
+        "Unknown sections and fields are refused. `RATCHET_<SECTION>_<FIELD>` in the environment overrides "
+        "a field; lists are comma-separated there.\n"
     )
     for section, path, name in CONFIGS:
         struct = structs(path)[name]
@@ -152,7 +152,9 @@ def events_page() -> str:
 
 def metrics_page() -> str:
     page = "# Metrics\n\n" + GENERATED
-    page += "Each process serves its own at `/metrics` (ports: the `metrics_port` fields; the gateway on its own port).\n\n"
+    page += (
+        "Each process serves its own at `/metrics`, on its `metrics_port`; the gateway on its own port.\n\n"
+    )
     page += _row("metric", "kind", "labels", "meaning", "where") + _row("---", "---", "---", "---", "---")
     for m in metrics():
         page += _row(f"`{m.name}`", m.kind, ", ".join(f"`{x}`" for x in m.labels), m.doc, f"`{m.module}`")

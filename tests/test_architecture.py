@@ -1,4 +1,4 @@
-"""The layout holds: import contracts, a gateway without torch, a quick command line, known top-level folders."""
+"""The layout holds: import contracts, a gateway without torch, a quick command line, known folders."""
 
 import subprocess
 import sys
@@ -59,7 +59,8 @@ def test_help_loads_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "fastapi", "sqlalchemy", "pyarrow", "aiohttp", "kafka"}
     assert (
         not modules_after(
-            "import contextlib\nfrom ops.cli import main\nwith contextlib.suppress(SystemExit): main(['--help'])"
+            "import contextlib\nfrom ops.cli import main\n"
+            "with contextlib.suppress(SystemExit): main(['--help'])"
         )
         & heavy
     )

@@ -1,4 +1,4 @@
-"""`make bench` and `make bench-NAME`: runs a benchmark's `rows()`, prints and writes `build/bench-NAME.json`."""
+"""`make bench` and `make bench-NAME`: prints a benchmark's `rows()`, writes `build/bench-NAME.json`."""
 
 import importlib
 import json
