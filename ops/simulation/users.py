@@ -100,6 +100,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     utility: Interval | None
     """True utility of first replies, interval clustered by question; None when there were none."""
     replies: list[Judged]
+    received: list[str]
+    """Ids of all replies that arrived whole: each of them must be in the log."""
+    acknowledged: list[str]
+    """Ids of all signals that were answered 2xx: likewise."""
 
 
 async def run(
@@ -122,7 +126,7 @@ async def run(
     people = [person(seed, n) for n in range(users)]
     rng = Random(f"{seed}-questions")
     async with sdk(base_url, api_key) as client:
-        desk = Desk(client, model, habits, split, Counter(), Counter(), [])
+        desk = Desk(client, model, habits, split, Counter(), Counter(), [], [], [])
         asked = rng.choices(helpdesk.questions(split), k=conversations)
         talks = [begun(desk, people[n % users], n, question) for n, question in enumerate(asked)]
         await _at_most(concurrency, (hold(desk, talk) for talk in talks))
@@ -135,6 +139,8 @@ async def run(
         seconds=time.monotonic() - started,
         utility=interval(desk.replies),
         replies=desk.replies,
+        received=desk.received,
+        acknowledged=desk.acknowledged,
     )
 
 
@@ -213,6 +219,8 @@ class Desk(msgspec.Struct, frozen=True):
     did: Counter[str]
     failures: Counter[str]
     replies: list[Judged]
+    received: list[str]
+    acknowledged: list[str]
 
 
 class Talk(msgspec.Struct):
@@ -277,6 +285,7 @@ async def ask(desk: Desk, talk: Talk, *, first: bool) -> Reply:
     }
     answered = await (streamed if talk.streams else whole)(desk.client, arguments)
     seen = judged(talk.user, talk.question, *answered)
+    desk.received.append(seen.response_id)
     if first:
         desk.replies.append(seen)
     seems = min(1.0, max(0.0, talk.rng.gauss(seen.utility, desk.habits.noise)))
@@ -379,7 +388,8 @@ async def tell(desk: Desk, talk: Talk, reply: Reply, **signal: str | float) -> N
         "idempotency_key": f"{reply.response_id}-{signal['kind']}",
         **signal,
     }
-    await desk.client.post("/feedback", body=body, cast_to=object)
+    accepted: Any = await desk.client.post("/feedback", body=body, cast_to=object)
+    desk.acknowledged.append(accepted["signal_id"])
 
 
 def chance(talk: Talk, probability: float, times: float = 1.0) -> bool:
