@@ -47,10 +47,11 @@ def infer(conversation: Conversation, *, retry_window_s: float = 2.0) -> list[Si
 
     Args: retry_window_s, an identical request sooner after the reply's end is the network's, not the user's.
     """
+    served = _Served(conversation)
     return [
         *_regenerations(conversation, retry_window_s),
-        *_reactions(conversation),
-        *_edits(conversation),
+        *_reactions(conversation, served),
+        *_edits(conversation, served),
     ]
 
 
@@ -88,9 +89,8 @@ def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
     )
 
 
-def _reactions(conversation: Conversation) -> Iterator[Signal]:
+def _reactions(conversation: Conversation, served: "_Served") -> Iterator[Signal]:
     """What the next message made of a reply: corrected it, asked again in other words, or went on."""
-    served = _Served(conversation)
     reacted: set[str] = set()
     for turn in conversation.turns:
         if not turn.learn:
@@ -139,25 +139,24 @@ def _rephrases(question: str, following: str) -> bool:
     return len(before & after) >= 2 and overlap(before, after) > REPHRASE_OVERLAP and not another_figure
 
 
-def _edits(conversation: Conversation) -> list[Signal]:
-    """Replies that came back in other words. The last wording of each counts."""
-    served = _Served(conversation)
-    altered_before: dict[tuple[str, str], bool] = {}
+def _edits(conversation: Conversation, served: "_Served") -> list[Signal]:
+    """Replies that came back in other words. The last wording of each counts.
+
+    People edit the reply before them; a request that alters an older one was put together by a program.
+    """
+    altered: dict[tuple[str, str], bool] = {}
     edits: dict[str, Signal] = {}
     for turn in conversation.turns:
-        resent = (s for s in turn.dialogue if s.role == "assistant" and s.comparable)
-        fresh = [
-            s for s in resent if (s.thread, plain(s.text)) not in altered_before and served.anything(s, turn)
-        ]
-        altered = [s for s in fresh if served.as_resent(s, turn) is None]
-        altered_before.update({(s.thread, plain(s.text)): s in altered for s in fresh})
-        if (
-            len(altered) == 1
-            and turn.learn
-            and (edit := _edit(altered[0], served.before(altered[0], turn), turn))
-        ):
-            edits[edit.response_id] = edit
-    return [] if _rewrites_by_itself(altered_before.values()) else list(edits.values())
+        resent = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
+        for spoken in resent:
+            place = (spoken.thread, plain(spoken.text))
+            if place in altered or not served.anything(spoken, turn):
+                continue
+            altered[place] = served.as_resent(spoken, turn) is None
+            newest = spoken is resent[-1]
+            if altered[place] and newest and turn.learn and (edit := _edit(spoken, served, turn)):
+                edits[edit.response_id] = edit
+    return [] if _rewrites_by_itself(altered.values()) else list(edits.values())
 
 
 def _rewrites_by_itself(altered: Collection[bool]) -> bool:
@@ -165,8 +164,8 @@ def _rewrites_by_itself(altered: Collection[bool]) -> bool:
     return len(altered) >= REWRITING_CLIENT_REPLIES and 2 * sum(altered) > len(altered)
 
 
-def _edit(spoken: Spoken, earlier: list[Turn], turn: Turn) -> Signal | None:
-    original = min(earlier, key=lambda t: (distance(t.reply, spoken.text), t.event_id))
+def _edit(spoken: Spoken, served: "_Served", turn: Turn) -> Signal | None:
+    original = min(served.before(spoken, turn), key=lambda t: (distance(t.reply, spoken.text), t.event_id))
     apart = distance(original.reply, spoken.text)
     cut_by_client = plain(spoken.text).rstrip(". ") in plain(original.reply)
     if cut_by_client or not original.usable or not MIN_EDIT_DISTANCE <= apart <= MAX_EDIT_DISTANCE:

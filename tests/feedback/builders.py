@@ -39,7 +39,7 @@ def assistant(text: str) -> Message:
 def turn(
     response_id: str,
     messages: str | Sequence[Message],
-    reply: str,
+    reply: str | Message,
     *,
     at: float = 0.0,
     conversation: str = "c1",
@@ -63,7 +63,7 @@ def turn(
             conversation_id=conversation,
             user=who,
             messages=history,
-            reply=assistant(reply),
+            reply=assistant(reply) if isinstance(reply, str) else reply,
             started_at=NOON + timedelta(seconds=at),
             **{**defaults, **fields},
         )

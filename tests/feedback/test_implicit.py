@@ -1,0 +1,262 @@
+"""What the traffic shows, and above all what it does not: every hard negative is what clients really do."""
+
+import pytest
+
+from feedback.conversations import fold
+from feedback.events import IdentitySource, SignalKind, TurnStatus
+from feedback.implicit import infer, reaction
+from tests.feedback.builders import assistant, system, turn, user
+
+QUESTION = "How do I reset my password?"
+REPLY = "Open the settings, choose security and press reset. A mail with a link comes within a minute."
+EDITED = "Open the settings, choose security and press reset. A mail with a code comes within a minute."
+FIRST = turn("r1", QUESTION, REPLY)
+
+
+def kinds(*events) -> list[tuple[str, str]]:
+    """What was inferred, as (kind, response id)."""
+    return [(s.kind.value, s.response_id) for s in infer(fold(events))]
+
+
+def follow_up(said: str, after: str = REPLY, *, at: float = 40, **fields):
+    return turn("r2", [user(QUESTION), assistant(after), user(said)], "Fine.", at=at, **fields)
+
+
+# --- regeneration
+
+
+def test_the_same_history_asked_again_is_a_regeneration_of_the_first_reply():
+    found = infer(fold([FIRST, turn("r2", QUESTION, "Call us.", at=20)]))
+    assert [(s.kind, s.response_id, s.other_response_id) for s in found] == [
+        (SignalKind.REGENERATION, "r1", "r2")
+    ]
+    assert found[0].event_ids == ("turn-r1", "turn-r2")
+
+
+def test_two_regenerations_make_a_chain():
+    again = [turn(f"r{n}", QUESTION, f"Answer {n}.", at=20 * n) for n in (2, 3)]
+    assert kinds(FIRST, *again) == [("regeneration", "r1"), ("regeneration", "r2")]
+
+
+@pytest.mark.parametrize(
+    ("case", "second"),
+    [
+        ("retried by the client within two seconds of the reply", turn("r2", QUESTION, "Call us.", at=2.9)),
+        ("two requests at once, as from parallel tabs", turn("r2", QUESTION, "Call us.", at=0.5)),
+        ("asked again on another day", turn("r2", QUESTION, "Call us.", at=7200)),
+        ("another user", turn("r2", QUESTION, "Call us.", at=20, who="bob")),
+        (
+            "other instructions: the product changed, not the user's mind",
+            turn("r2", [system("Be brief."), user(QUESTION)], "Call us.", at=20),
+        ),
+        ("without consent", turn("r2", QUESTION, "Call us.", at=20, learn=False)),
+        ("another question", turn("r2", "Where are my invoices?", "Under billing.", at=20)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_this_is_no_regeneration(case, second):
+    assert kinds(FIRST, second) == []
+
+
+@pytest.mark.parametrize("status", [TurnStatus.ABORTED, TurnStatus.FAILED])
+def test_asking_again_after_a_broken_reply_is_a_retry(status):
+    """The reply never arrived whole, so it was not disliked."""
+    broken = turn("r1", QUESTION, "Open the", status=status)
+    assert kinds(broken, turn("r2", QUESTION, REPLY, at=20)) == []
+
+
+def test_end_users_behind_one_key_may_ask_the_same_first_question():
+    """With identity `history` the conversation is only the key and the first message."""
+    fields = {"identity": IdentitySource.HISTORY, "who": "acme"}
+    assert kinds(turn("r1", QUESTION, REPLY, **fields), turn("r2", QUESTION, "No.", at=20, **fields)) == []
+
+
+def test_deeper_in_a_history_the_same_request_is_one_persons():
+    """Two strangers do not share a first question, a sampled reply and a second question."""
+    fields = {"identity": IdentitySource.HISTORY, "who": "acme"}
+    messages = [user(QUESTION), assistant(REPLY), user("What if no mail comes?")]
+    events = [turn("r1", QUESTION, REPLY, **fields), turn("r2", messages, "Wait.", at=20, **fields)]
+    assert ("regeneration", "r2") in kinds(*events, turn("r3", messages, "Check spam.", at=40, **fields))
+
+
+def test_the_retry_window_can_be_set():
+    """Simulated users need no two seconds to read."""
+    quick = fold([FIRST, turn("r2", QUESTION, "Call us.", at=1.5)])
+    assert infer(quick, retry_window_s=2.0) == []
+    assert [s.kind for s in infer(quick, retry_window_s=0.1)] == [SignalKind.REGENERATION]
+
+
+# --- edits
+
+
+def test_a_reply_that_comes_back_in_other_words_was_edited():
+    found = [s for s in infer(fold([FIRST, follow_up("Thanks!", EDITED)])) if s.kind is SignalKind.EDIT]
+    assert [(s.response_id, s.text, s.event_ids) for s in found] == [("r1", EDITED, ("turn-r1", "turn-r2"))]
+
+
+def test_an_edit_under_changed_instructions_is_still_one():
+    """Products put the date into the system message."""
+    later = turn("r2", [system("Tuesday"), user(QUESTION), assistant(EDITED), user("Thanks!")], "OK.", at=40)
+    assert ("edit", "r1") in kinds(turn("r1", [system("Monday"), user(QUESTION)], REPLY), later)
+
+
+def test_an_edit_is_one_signal_however_often_it_is_resent():
+    history = [user(QUESTION), assistant(EDITED), user("Thanks!"), assistant("Fine."), user("Bye")]
+    assert (
+        kinds(FIRST, follow_up("Thanks!", EDITED), turn("r3", history, "Bye.", at=60)).count(("edit", "r1"))
+        == 1
+    )
+
+
+def test_the_last_wording_of_an_edit_counts():
+    later = turn("r3", [user(QUESTION), assistant(EDITED + " Then log in."), user("Thanks!")], "OK.", at=60)
+    found = infer(fold([FIRST, follow_up("Thanks!", EDITED), later]))
+    assert [s.text for s in found if s.kind is SignalKind.EDIT] == [EDITED + " Then log in."]
+
+
+def test_an_edit_is_of_the_reply_it_is_nearest_to():
+    other = turn("r0", QUESTION, "Please call our friendly staff by telephone at any hour.", at=-50)
+    assert ("edit", "r1") in kinds(other, FIRST, follow_up("Thanks!", EDITED))
+
+
+@pytest.mark.parametrize(
+    ("case", "resent"),
+    [
+        ("whitespace", REPLY.replace(" ", "  ") + "\n"),
+        ("markdown added", REPLY.replace("settings", "**settings**")),
+        ("list markers", "- " + REPLY.replace(". A", ".\n- A")),
+        ("typographic quotes and dashes", REPLY),
+        ("truncated at the end", REPLY[:50]),
+        ("truncated with dots", REPLY[:50] + "…"),
+        ("its beginning cut off", REPLY[20:]),
+        ("summarised", "The assistant explained how a password is reset."),
+        ("replaced by something else", "I like trains."),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
+)
+def test_what_clients_do_to_a_reply_is_no_edit(case, resent):
+    assert "edit" not in [kind for kind, _ in kinds(FIRST, follow_up("Thanks!", resent))]
+
+
+def test_a_history_that_was_never_served_here_shows_no_edit():
+    """Imported chats and few-shot examples hold assistant messages of other makes."""
+    foreign = [user("Say hi"), assistant("Hi!"), user(QUESTION)]
+    assert kinds(turn("r1", foreign, REPLY)) == []
+
+
+def test_a_truncated_history_shows_nothing():
+    history = [assistant(EDITED), user("Thanks!")]
+    assert kinds(FIRST, turn("r2", history, "OK.", at=40)) == []
+
+
+def test_a_reply_without_consent_explains_a_resent_message():
+    """It is the message that was served, only not one to learn from: nobody edited anything."""
+    private = turn("r0", QUESTION, EDITED, at=-50, learn=False)
+    assert "edit" not in [kind for kind, _ in kinds(private, FIRST, follow_up("Thanks!", EDITED))]
+
+
+def test_an_edit_in_a_request_without_consent_is_not_seen():
+    assert kinds(FIRST, follow_up("Thanks!", EDITED, learn=False)) == []
+
+
+def test_an_older_message_altered_is_the_clients_doing():
+    """Compacted histories; people edit the reply before them."""
+    second = turn(
+        "r2", [user(QUESTION), assistant(REPLY), user("And my name?")], "Open the profile page.", at=20
+    )
+    history = [
+        user(QUESTION),
+        assistant(EDITED),
+        user("And my name?"),
+        assistant("Open the profile tab."),
+        user("OK"),
+    ]
+    assert "edit" not in [k for k, _ in kinds(FIRST, second, turn("r3", history, "Bye.", at=60))]
+
+
+def test_a_client_that_alters_every_reply_edits_none():
+    """A footer appended to each message is a product's habit."""
+    history, events = [user("Question 0 is here?")], []
+    for n in range(4):
+        reply = f"Answer number {n} is that you should open page {n} of the manual and read it."
+        events.append(turn(f"r{n}", history, reply, at=30 * n))
+        history = [*history, assistant(reply + " Sent from my shop."), user(f"Question {n + 1} is here?")]
+    assert "edit" not in [kind for kind, _ in kinds(*events)]
+
+
+# --- reactions
+
+
+def test_going_on_is_a_continuation():
+    assert kinds(FIRST, follow_up("Great. Where are my invoices?")) == [("continuation", "r1")]
+
+
+def test_only_the_first_reaction_to_a_reply_counts():
+    """Later requests resend the same exchange."""
+    history = [user(QUESTION), assistant(REPLY), user("Great."), assistant("Fine."), user("Bye")]
+    found = kinds(FIRST, follow_up("Great."), turn("r3", history, "Bye.", at=60))
+    assert found == [("continuation", "r1"), ("continuation", "r2")]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No, I meant the wifi password",
+        "no, the other one",
+        "That's wrong.",
+        "that is not what I asked",
+        "You misunderstood me",
+        "I meant my work account",
+        "Actually, I asked about invoices",
+        "Incorrect!",
+    ],
+)
+def test_this_corrects_the_reply(said):
+    assert reaction(QUESTION, REPLY, said) is SignalKind.CORRECTION
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No problem, thanks!",
+        "No thanks",
+        "no, that's all",
+        "No, that's great, thank you",
+        "No worries",
+        "Nothing arrived so far",
+        "Now what?",
+        "Is it wrong to use the same password twice?",
+        "What does reset mean?",
+    ],
+)
+def test_this_corrects_nothing(said):
+    assert reaction(QUESTION, REPLY, said) is SignalKind.CONTINUATION
+
+
+def test_no_to_a_question_of_the_assistant_is_an_answer():
+    assert reaction(QUESTION, "Do you still have your phone?", "No, I lost it") is SignalKind.CONTINUATION
+    assert reaction(QUESTION, "Do you mean a car?", "No, that's not what I asked") is SignalKind.CORRECTION
+
+
+@pytest.mark.parametrize("said", [QUESTION, "How can I reset my email password?", "Password reset: how?"])
+def test_this_asks_the_same_in_other_words(said):
+    assert reaction(QUESTION, REPLY, said) is SignalKind.REPHRASE
+
+
+@pytest.mark.parametrize(
+    ("question", "following"),
+    [
+        ("What is the capital of France?", "What is the capital of Spain?"),
+        ("Where is order 1234 from Monday now?", "Where is order 5678 from Monday now?"),
+        ("Thanks", "Thanks"),
+        (QUESTION, "How do I change my email address?"),
+    ],
+)
+def test_this_asks_something_else(question, following):
+    assert reaction(question, REPLY, following) is SignalKind.CONTINUATION
+
+
+def test_the_reaction_belongs_to_the_reply_that_was_resent():
+    """After a regeneration the history shows which of the two the user went on from."""
+    second = turn("r1b", QUESTION, "Call our staff.", at=20)
+    assert kinds(FIRST, second, follow_up("Great.")) == [("regeneration", "r1"), ("continuation", "r1")]

@@ -1,0 +1,311 @@
+"""Snapshots: replay is identity, files are checked, nothing leaks between the splits."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feedback import codec, pipeline, snapshots, store
+from feedback.config import Pipeline
+from feedback.errors import SnapshotError
+from feedback.eventlog import Position, Record, topic_of
+from feedback.events import Event, SignalKind
+from feedback.pairs import cluster_of
+from feedback.raters import raters_of
+from tests.feedback.builders import assistant, signal, thumb, turn, user
+
+NOW = datetime(2026, 3, 3, 9, 0, tzinfo=UTC)
+CONFIG = Pipeline(heldout_fraction=0.3)
+TOPICS = ("password", "invoice", "shipping", "refund", "warranty", "newsletter")
+
+
+def talk(n: int) -> list[Event]:
+    """One conversation: two replies, one kept or edited, thumbs of the user and of a colleague."""
+    topic, who, conversation = TOPICS[n % len(TOPICS)], f"u{n % 7}", f"c{n}"
+    question = f"What about the {topic} of my account?"
+    first = turn(
+        f"a{n}", question, f"No idea about {topic} number {n % 3}.", conversation=conversation, who=who
+    )
+    better = f"Open the {topic} page number {n % 4}, choose your account and follow it."
+    second = turn(f"b{n}", question, better, at=20, conversation=conversation, who=who)
+    resent = better if n % 2 else better.replace("follow it", "then press save")
+    third = turn(
+        f"d{n}",
+        [user(question), assistant(resent), user("Great, and next?")],
+        "Done.",
+        at=60,
+        conversation=conversation,
+        who=who,
+    )
+    return [
+        first,
+        second,
+        third,
+        thumb(first, False, at=30),
+        thumb(first, n % 5 == 0, at=31),
+        thumb(second, True, at=32),
+        thumb(second, n % 3 == 0, at=33, who=f"u{(n + 1) % 7}"),
+        signal(second, SignalKind.COPY, at=34),
+    ]
+
+
+EVENTS = [event for n in range(12) for event in talk(n)]
+
+
+def fold(url: str, events: list[Event], *, together: int = 7) -> None:
+    """Fold events as if they lay in the log in this order, `together` per transaction."""
+    state = store.open_state(url)
+    offsets = {"turns": 0, "signals": 0}
+    records = []
+    for event in events:
+        topic = topic_of(event)
+        records.append(Record(Position(topic, 0, offsets[topic]), event.key, codec.encode(event), event.id))
+        offsets[topic] += 1
+    for start in range(0, len(records), together):
+        with store.writing(state) as tx:
+            pipeline.fold_records(tx, records[start : start + together], retry_window_s=2.0, now=NOW)
+    state.dispose()
+
+
+def built(
+    folder: Path, events: list[Event], *, together: int = 7, config: Pipeline = CONFIG
+) -> snapshots.Manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    url = f"sqlite:///{folder}/state.db"
+    fold(url, events, together=together)
+    return snapshots.build(url, folder / "snapshots", config, NOW)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, snapshots.Manifest]:
+    folder = tmp_path_factory.mktemp("made")
+    return folder, built(folder, EVENTS)
+
+
+@pytest.fixture
+def copied(made, tmp_path: Path) -> Path:
+    """A snapshot of one's own to damage."""
+    folder, manifest = made
+    return Path(shutil.copytree(folder / "snapshots" / manifest.name, tmp_path / manifest.name))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_replay_is_identity(data, made, tmp_path_factory):
+    """Invariant 2: any order, duplicates, any batching, replayed from zero, give the same snapshot."""
+    again = data.draw(st.lists(st.sampled_from(EVENTS), max_size=40))
+    events = data.draw(st.permutations(EVENTS + again))
+    together = data.draw(st.integers(1, 60))
+    assert built(tmp_path_factory.mktemp("replay"), events, together=together).hash == made[1].hash
+
+
+@pytest.mark.parametrize("missing", [0, 5, 7])
+def test_another_set_of_events_is_another_snapshot(missing, made, tmp_path):
+    """A hash that never changed would pass the law above."""
+    assert built(tmp_path, EVENTS[:missing] + EVENTS[missing + 1 :]).hash != made[1].hash
+
+
+def test_building_twice_gives_the_first_snapshot_again(tmp_path):
+    first = built(tmp_path, EVENTS)
+    later = snapshots.build(
+        f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW + timedelta(hours=1)
+    )
+    assert later == first
+    assert [p.name for p in (tmp_path / "snapshots").iterdir()] == [first.name]
+
+
+def test_a_later_snapshot_names_its_parent(tmp_path):
+    first = built(tmp_path, EVENTS[:40])
+    fold(f"sqlite:///{tmp_path}/state.db", EVENTS)
+    second = snapshots.build(
+        f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW + timedelta(1)
+    )
+    assert (first.parent, second.parent) == (None, first.name)
+    assert [m.name for m in snapshots.listed(tmp_path / "snapshots")] == [first.name, second.name]
+
+
+def test_the_manifest_says_what_is_there(made):
+    folder, manifest = made
+    snapshot = snapshots.load(folder / "snapshots" / manifest.name)
+    assert manifest.name == f"snapshot-{manifest.hash[:12]}"
+    assert manifest.rows["pairs"] == len(snapshot.pairs) == sum(manifest.kinds["pairs"].values())
+    assert set(manifest.kinds["pairs"]) == {"regeneration", "edit", "thumb"}
+    assert manifest.splits["grades"]["heldout"] == sum(
+        snapshot.split_of(g) == "heldout" for g in snapshot.grades
+    )
+    assert manifest.offsets == {"signals/0": 60, "turns/0": 36}
+    assert manifest.set_aside > 0
+
+
+def test_the_splits_share_no_prompt_cluster_and_training_no_held_out_user(made):
+    """What is tested on must not have been trained on."""
+    snapshot = snapshots.load(made[0] / "snapshots" / made[1].name)
+    rows = [*snapshot.pairs, *snapshot.grades, *snapshot.demonstrations]
+    clusters = {
+        split: {cluster_of(r.prompt) for r in rows if snapshot.split_of(r) == split}
+        for split in ("train", "heldout")
+    }
+    assert clusters["train"] and clusters["heldout"]
+    assert not clusters["train"] & clusters["heldout"]
+    training = {rater for r in rows if snapshot.split_of(r) == "train" for rater in raters_of(r)}
+    everybody = {f"u{n}" for n in range(7)}
+    assert training < everybody
+
+
+def test_the_split_of_a_prompt_never_changes_as_data_grows(made, tmp_path):
+    small = built(tmp_path, EVENTS[:48])
+    before = snapshots.load(tmp_path / "snapshots" / small.name).prompts
+    after = {p.prompt_digest: p.split for p in snapshots.load(made[0] / "snapshots" / made[1].name).prompts}
+    assert {p.prompt_digest: p.split for p in before}.items() <= after.items()
+
+
+def test_what_is_loaded_is_what_was_written(made):
+    """Lists, floats and times survive Parquet; the hash is taken over what was read."""
+    folder, manifest = made
+    snapshot = snapshots.load(folder / "snapshots" / manifest.name)
+    pair = next(p for p in snapshot.pairs if p.kind is SignalKind.REGENERATION)
+    assert pair.prompt[0]["role"] == "user"
+    assert pair.at.tzinfo is not None
+    assert pair.event_ids == tuple(sorted(pair.event_ids))
+
+
+def test_the_columns_are_trls_conversational_format(made):
+    """So that any trainer for preference data reads the file as it is."""
+    row = pq.read_table(made[0] / "snapshots" / made[1].name / "pairs.parquet").to_pylist()[0]
+    assert [set(m) for m in row["prompt"]] == [{"role", "content"}] * len(row["prompt"])
+    assert [m["role"] for m in row["chosen"] + row["rejected"]] == ["assistant", "assistant"]
+
+
+def test_a_turn_without_consent_leaves_no_trace(tmp_path):
+    """`store: false` means never learned from, not even as a prompt."""
+    secret = turn(
+        "s1", "My name is Rumpelstiltskin, hello?", "Hello Rumpelstiltskin.", conversation="x", learn=False
+    )
+    manifest = built(tmp_path, [*EVENTS, secret, thumb(secret, True)])
+    assert manifest.hash == built(tmp_path / "without", EVENTS).hash
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    with pytest.raises(SnapshotError, match="nothing to learn from yet"):
+        built(tmp_path, EVENTS[:1])
+
+
+def test_one_account_cannot_fill_a_snapshot(tmp_path):
+    """A flood of one user's thumbs against 60 users of one thumb each: 5 % of the weight is left to it."""
+    flood = []
+    for n in range(100):
+        t = turn(f"f{n}", f"Question about subject{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
+        flood += [t, thumb(t, True)]
+    for n in range(60):
+        t = turn(f"g{n}", f"Question about matter{n}?", f"Reply {n}.", conversation=f"g{n}", who=f"v{n}")
+        flood += [t, thumb(t, True)]
+    manifest = built(tmp_path, flood, config=Pipeline(heldout_fraction=0.0))
+    grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    share = sum(g.weight for g in grades if g.user == "flood") / sum(g.weight for g in grades)
+    assert share == pytest.approx(0.05, abs=1e-4)
+
+
+# --- damaged snapshots
+
+
+def rewrite(file: Path, change) -> None:
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+def null_prompt(table: pa.Table) -> pa.Table:
+    prompts = table["prompt"].to_pylist()
+    prompts[0] = None
+    index = table.schema.get_field_index("prompt")
+    return table.set_column(index, "prompt", pa.array(prompts, type=table.schema.field("prompt").type))
+
+
+def heavier(table: pa.Table) -> pa.Table:
+    weights = [w + 0.1 for w in table["weight"].to_pylist()]
+    return table.set_column(table.schema.get_field_index("weight"), "weight", pa.array(weights))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (null_prompt, r"pairs\.parquet row 0 \(pair-\w+\): prompt is null"),
+        (lambda t: t.drop_columns(["rejected"]), r"pairs\.parquet has no column 'rejected'"),
+        (lambda t: t.slice(1), r"the rows hash to \w{12}, the manifest says"),
+        (heavier, r"the rows hash to"),
+        (lambda t: t.set_column(5, "p", t["p"].cast(pa.string())), r"column 'p' is string, expected double"),
+    ],
+    ids=["null prompt", "no column", "row lost", "weights touched", "wrong type"],
+)
+def test_a_damaged_pair_file_is_refused_by_name(copied, change, complaint):
+    rewrite(copied / "pairs.parquet", change)
+    with pytest.raises(SnapshotError, match=complaint):
+        snapshots.load(copied)
+
+
+def test_a_missing_file_is_named(copied):
+    (copied / "grades.parquet").unlink()
+    with pytest.raises(SnapshotError, match=r"grades\.parquet is missing"):
+        snapshots.load(copied)
+
+
+def test_a_file_that_is_no_parquet_is_named(copied):
+    (copied / "prompts.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(SnapshotError, match=r"prompts\.parquet is no Parquet file"):
+        snapshots.load(copied)
+
+
+def test_a_folder_without_manifest_is_no_snapshot(tmp_path):
+    with pytest.raises(SnapshotError, match=r"is no snapshot: manifest\.json"):
+        snapshots.load(tmp_path)
+
+
+def test_a_manifest_of_another_schema_is_refused(copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1"):
+        snapshots.load(copied)
+
+
+def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
+    """Snapshots are immutable: what claims the name with another hash stays and is reported."""
+    manifest = built(tmp_path, EVENTS)
+    file = tmp_path / "snapshots" / manifest.name / "manifest.json"
+    file.write_text(file.read_text().replace(manifest.hash, "0" * 64))
+    with pytest.raises(SnapshotError, match="move it away"):
+        snapshots.build(f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW)
+
+
+# --- what has arrived since, and where a pair comes from
+
+
+def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
+    url = f"sqlite:///{tmp_path}/state.db"
+    manifest = built(tmp_path, EVENTS)
+    assert snapshots.pending_weight(url, manifest.name) == 0.0
+    new = turn("n1", "Where is my parcel?", "On its way.", conversation="n")
+    fold(url, [new, thumb(new, False)])
+    assert snapshots.pending_weight(url, manifest.name) == pytest.approx(0.7)
+    assert snapshots.pending_weight(url, None) == pytest.approx(manifest.arrived_weight + 0.7)
+
+
+def test_pending_weight_of_a_foreign_snapshot_is_refused(tmp_path):
+    with pytest.raises(SnapshotError, match="'snapshot-other' was not built from"):
+        snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", "snapshot-other")
+
+
+def test_a_pair_leads_back_to_its_events(made):
+    folder, manifest = made
+    pair = snapshots.load(folder / "snapshots" / manifest.name).pairs[0]
+    found = snapshots.lineage(f"sqlite:///{folder}/state.db", folder / "snapshots", pair.pair_id)
+    assert (found.snapshot, found.pair) == (manifest.name, pair)
+    assert {codec.decode(raw).id for raw in found.events} == set(pair.event_ids)
+
+
+def test_an_unknown_pair_is_said(made):
+    with pytest.raises(SnapshotError, match="holds a pair 'pair-nonsense'"):
+        snapshots.lineage(f"sqlite:///{made[0]}/state.db", made[0] / "snapshots", "pair-nonsense")

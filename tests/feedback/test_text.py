@@ -1,0 +1,45 @@
+"""Sameness of texts."""
+
+import pytest
+
+from feedback.text import content_words, distance, near_duplicate_key, overlap, plain
+
+
+@pytest.mark.parametrize(
+    ("text", "wording"),
+    [
+        ("  a \n b\t", "a b"),
+        ("**bold** and `code`", "bold and code"),
+        ("# Title\n- one\n2. two", "Title one two"),
+        ("see [the page](http://x.example/y)", "see the page"),
+        ("“it’s” – fine…", '"it\'s" - fine...'),
+        ("<think>hm\nhm</think>Yes.", "Yes."),
+        ("Keep Case, and marks!", "Keep Case, and marks!"),
+    ],
+)
+def test_plain_drops_what_renderers_change_and_nothing_else(text, wording):
+    assert plain(text) == wording
+
+
+def test_distance_counts_words_and_marks():
+    """Four of five tokens kept on either side: 1 - 2 * 4 / 10."""
+    assert distance("a b c d.", "a b x d.") == pytest.approx(0.2)
+    assert distance("a b", "a  b ") == 0.0
+    assert distance("a b", "c d") == 1.0
+
+
+def test_distance_sees_words_in_scripts_without_spaces():
+    assert 0.0 < distance("東京は日本の首都", "京都は日本の首都") < 0.5
+
+
+def test_content_words_leave_out_what_carries_no_topic():
+    assert content_words("How do I reset my Password?") == {"reset", "password"}
+
+
+def test_overlap_of_nothing_is_no_overlap():
+    assert overlap(frozenset(), frozenset()) == 0.0
+    assert overlap(frozenset("ab"), frozenset("bc")) == pytest.approx(1 / 3)
+
+
+def test_a_text_of_filler_words_alone_still_has_a_key():
+    assert near_duplicate_key("How are you?") != near_duplicate_key("Who is it?")
