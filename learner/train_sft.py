@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback.events import Message
@@ -200,7 +201,7 @@ def load(base: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except NoBaseModel as e:
         raise ModelError(str(e)) from e
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise ModelError(f"base model {base} does not load: {e}") from e
     if not tokenizer.chat_template:
         raise ModelError(f"base model {base} has no chat template")
