@@ -6,6 +6,10 @@ OpsError
 ├── TransitionRefused    a state change that the state machine or its evidence does not allow
 ├── RevisionConflict     somebody else changed the record first: read again and decide again
 ├── RegistryUnavailable  the registry's database is out of reach
+├── NoBaseModel          the base model is not made yet, or its folder is none
+├── PortInUse            a port that the service needs is taken
+├── StartFailed          the service did not become ready
+├── UnknownQuestion      the simulated help desk was asked something outside its domain
 └── EngineError          a vLLM replica refused or did not answer
     └── EngineUnavailable    it is down or too slow: try another replica, or later
 """
@@ -40,6 +44,14 @@ class UnknownQuestion(OpsError):
 
 
 class NoBaseModel(OpsError):
+    pass
+
+
+class PortInUse(OpsError):
+    pass
+
+
+class StartFailed(OpsError):
     pass
 
 

@@ -279,9 +279,9 @@ class Registry:
         """Per replica: the adapters it may be sent requests for."""
         return {url: frozenset(names) for url, names in self.fingerprints().items()}
 
-    def audit(self, subject: str | None = None) -> Sequence[AuditEntry]:
-        """Every change in order, or those of one adapter (or `traffic`)."""
-        query = select(_audit).order_by(_audit.c.number)
+    def audit(self, subject: str | None = None, *, after: int = 0) -> Sequence[AuditEntry]:
+        """Every change after number `after`, in order; or those of one adapter (or `traffic`) only."""
+        query = select(_audit).where(_audit.c.number > after).order_by(_audit.c.number)
         if subject is not None:
             query = query.where(_audit.c.subject == subject)
         with self._read() as c:

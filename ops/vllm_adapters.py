@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from ops.errors import EngineError, EngineUnavailable
 
 TIMEOUT_S = 10.0
+HEALTH_TIMEOUT_S = 3.0
 LOAD_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 120.0
 """The first sampled request after a start compiles for about 20 s."""
@@ -25,7 +26,7 @@ PROBE_TOKENS = 24
 def healthy(url: str) -> bool:
     """Whether the replica answers its health check."""
     try:
-        _call(url, "GET", "/health", None, TIMEOUT_S)
+        _call(url, "GET", "/health", None, HEALTH_TIMEOUT_S)
     except EngineError:
         return False
     return True
