@@ -52,12 +52,13 @@ def _pipeline(deployment: Deployment, config: Pipeline) -> int:
     from feedback.logs import open_log
     from ops.telemetry import configure_logging, serve_metrics
 
+    stop = _told_to_stop()
     configure_logging("pipeline")
     serve_metrics(config.metrics_port)
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
     with closing(open_log(deployment)) as log:
         state = store.open_state(deployment.state)
-        pipeline.run(log, state, config, _told_to_stop(), snapshots_dir=deployment.snapshots_dir)
+        pipeline.run(log, state, config, stop, snapshots_dir=deployment.snapshots_dir)
     state.dispose()
     return 0
 
@@ -70,10 +71,11 @@ def _forward(deployment: Deployment) -> int:
     from feedback.logs import open_log
     from ops.telemetry import configure_logging
 
+    stop = _told_to_stop()
     configure_logging("forward")
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
     with closing(EmbeddedLog(deployment.log_path)) as outbox, closing(open_log(deployment)) as log:
-        forward.run(outbox, log, _told_to_stop())
+        forward.run(outbox, log, stop)
     return 0
 
 

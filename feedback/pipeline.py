@@ -192,6 +192,8 @@ def _event(record: Record) -> Event:
         raise CodecError(
             f"{event.id!r} is a {type(data).__name__}; {record.position.topic} takes {expected.__name__}"
         )
+    if "\0" in event.id + event.key:
+        raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
     if event.key != data.conversation_id:
         raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
     return event
@@ -249,7 +251,7 @@ def _dead(record: Record, error: Exception) -> DeadLetter:
         topic=topic,
         partition=partition,
         offset=offset,
-        reason=f"{type(error).__name__}: {error}",
+        reason=f"{type(error).__name__}: {error}".replace("\0", "\\0"),
         value=record.value,
     )
 

@@ -1,0 +1,469 @@
+"""The stream's shell on the real log: dead letters, late turns, crashes, stalls, and the command line."""
+
+import json
+import signal as signals
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from prometheus_client import REGISTRY
+
+from feedback import codec, pipeline, snapshots, store
+from feedback.__main__ import main
+from feedback.config import Pipeline
+from feedback.embedded import EmbeddedLog
+from feedback.errors import LogUnavailable, StateUnavailable
+from feedback.eventlog import Topic
+from feedback.events import AdapterTransitioned, adapter_event
+from feedback.pipeline import Folded
+from feedback.store import DeadLetter
+from tests.feedback.builders import NOON, append, thumb, turn
+
+CONFIG = Pipeline(poll_s=0.02, heldout_fraction=0.0, metrics_port=0)
+QUESTION = "How do I reset my password?"
+BAD = turn("r1", QUESTION, "Click around until something happens.")
+GOOD = turn("r2", QUESTION, "Open the settings, choose security and press reset.", at=20)
+EVENTS = [BAD, GOOD, thumb(BAD, False), thumb(GOOD, True)]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
+    with closing(EmbeddedLog(tmp_path / "log.db")) as log:
+        yield log
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/state.db"
+
+
+@pytest.fixture
+def state(url: str) -> Iterator[sa.Engine]:
+    engine = store.open_state(url)
+    yield engine
+    engine.dispose()
+
+
+def step(log: EmbeddedLog, state: sa.Engine) -> Folded:
+    return pipeline.step(log, state, CONFIG, now=NOON)
+
+
+def grades(state: sa.Engine) -> list[tuple[str, str]]:
+    with store.reading(state) as tx:
+        return sorted((g.response_id, g.reason) for g in store.derived_rows(tx, "grade"))
+
+
+def dead_letters(state: sa.Engine) -> list[DeadLetter]:
+    with store.reading(state) as tx:
+        return store.load_dead_letters(tx)
+
+
+def everything(state: sa.Engine) -> dict[str, list[tuple]]:
+    """All rows of all tables."""
+    with store.reading(state) as tx:
+        return {t.name: sorted(map(tuple, tx.execute(sa.select(t)))) for t in store.metadata.sorted_tables}
+
+
+def test_events_become_grades_and_pairs(log, state):
+    append(log, *EVENTS)
+    folded = step(log, state)
+    assert folded.new == {Topic.TURNS: 2, Topic.SIGNALS: 2}
+    assert folded.change == {
+        ("grade", "thumb"): 2,
+        ("pair", "regeneration"): 1,
+        ("asked", ""): 1,
+    }
+    assert grades(state) == [("r1", "thumb down"), ("r2", "thumb up")]
+    assert step(log, state).records == 0
+
+
+def test_a_signal_that_is_read_before_its_turn_waits_for_it(log, state):
+    """Two topics, two readers' paces."""
+    append(log, thumb(BAD, False))
+    step(log, state)
+    assert grades(state) == []
+    append(log, BAD)
+    step(log, state)
+    assert grades(state) == [("r1", "thumb down")]
+
+
+def test_a_retraction_removes_what_was_derived_before(log, state):
+    append(log, BAD, thumb(BAD, False, at=60))
+    step(log, state)
+    append(log, thumb(BAD, None, at=70))
+    assert step(log, state).change == {("grade", "thumb"): -1, ("asked", ""): 0}
+    assert grades(state) == []
+
+
+def test_only_touched_conversations_are_derived_again(log, state):
+    """The cost of an event must not grow with the history of everybody else."""
+    others = [turn(f"o{n}", QUESTION, "Yes.", conversation=f"o{n}") for n in range(20)]
+    append(log, *others)
+    step(log, state)
+    append(log, BAD)
+    statements = []
+    sa.event.listen(state, "before_cursor_execute", lambda *a: statements.append(a[2:4]))
+    step(log, state)
+    touched = [parameters for sql, parameters in statements if "feedback_derived" in sql]
+    assert touched and "o1" not in str(touched)
+
+
+# --- bad records
+
+
+def not_an_event() -> bytes:
+    return b"\xff\xfe nonsense"
+
+
+def adapter_in_the_wrong_topic() -> bytes:
+    moved = AdapterTransitioned(adapter="a", from_state="x", to_state="y", by="z", reason="", at=NOON)
+    return codec.encode(adapter_event(moved))
+
+
+def signal_in_the_wrong_topic() -> bytes:
+    return codec.encode(thumb(BAD, True))
+
+
+def foreign_key() -> bytes:
+    return codec.encode(msgspec.structs.replace(BAD, key="another conversation"))
+
+
+def nul_in_a_name() -> bytes:
+    return codec.encode(turn("r8", QUESTION, "Yes.", conversation="c\0"))
+
+
+def endless() -> bytes:
+    return codec.encode(turn("r7", QUESTION, "Yes.", duration_s=1e300))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (not_an_event, "CodecError: not a CloudEvents 1.0 JSON object"),
+        (adapter_in_the_wrong_topic, "is a AdapterTransitioned; turns takes TurnRecorded"),
+        (signal_in_the_wrong_topic, "is a SignalReceived; turns takes TurnRecorded"),
+        (foreign_key, "has key 'another conversation' but belongs to 'c1'"),
+        (nul_in_a_name, "no database takes a NUL in a name"),
+        (endless, "OverflowError"),
+    ],
+)
+def test_a_bad_record_goes_to_the_dead_letters_and_stops_nothing(log, state, value, reason):
+    append(log, BAD)
+    log.append(Topic.TURNS, "c1", "bad", value()).result(timeout=30)
+    append(log, GOOD, *EVENTS[2:])
+    folded = step(log, state)
+    (letter,) = dead_letters(state)
+    assert reason in letter.reason
+    assert (letter.topic, letter.offset, letter.value) == ("turns", 1, value())
+    assert folded.dead == {Topic.TURNS: 1}
+    assert grades(state) == [("r1", "thumb down"), ("r2", "thumb up")]
+
+
+def test_an_event_that_cannot_be_derived_from_is_not_stored(log, state):
+    """Otherwise its conversation would fail for ever."""
+    log.append(Topic.TURNS, "c1", "bad", endless()).result(timeout=30)
+    step(log, state)
+    append(log, *EVENTS)
+    step(log, state)
+    assert len(dead_letters(state)) == 1
+    assert len(grades(state)) == 2
+
+
+# --- crashes, replays, stalls
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("survived", range(6))
+def test_a_crash_at_any_statement_repeats_the_batch_and_changes_nothing(tmp_path, log, survived):
+    """Events, what was derived, dead letters and offsets are one transaction."""
+    append(log, *EVENTS)
+    log.append(Topic.TURNS, "c1", "bad", b"?").result(timeout=30)
+    smooth = store.open_state(f"sqlite:///{tmp_path}/smooth.db")
+    step(log, smooth)
+    bumpy = store.open_state(f"sqlite:///{tmp_path}/bumpy.db")
+    writes = iter(range(99))
+
+    def crash(connection, cursor, statement, *_):
+        if statement.startswith(("INSERT", "DELETE")) and next(writes) == survived:
+            raise Crash
+
+    sa.event.listen(bumpy, "before_cursor_execute", crash)
+    crashed = False
+    try:
+        step(log, bumpy)
+    except Crash:
+        crashed = True
+        assert everything(bumpy) == {t.name: [] for t in store.metadata.sorted_tables}
+    step(log, bumpy)
+    assert everything(bumpy) == everything(smooth)
+    assert crashed == (survived < 5)  # delete derived; insert events, derived, dead letters, offsets
+    smooth.dispose()
+    bumpy.dispose()
+
+
+def test_replaying_the_log_from_zero_changes_no_row(log, state):
+    """Invariant 2, on the state itself."""
+    append(log, *EVENTS)
+    step(log, state)
+    before = everything(state)
+    with store.writing(state) as tx:
+        store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
+    folded = step(log, state)
+    assert folded.repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
+    assert everything(state) == before
+
+
+def test_two_pipelines_on_one_state_do_no_harm(log, url):
+    """An operator may start a second one by mistake."""
+    replies = [turn(f"t{n}", QUESTION, f"A {n}.", conversation=f"c{n}") for n in range(60)]
+    append(log, *replies, *(thumb(t, True) for t in replies))
+
+    def drain(_: int) -> None:
+        engine = store.open_state(url)
+        while pipeline.step(log, engine, Pipeline(batch_records=7), now=NOON).records:
+            pass
+        engine.dispose()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(drain, range(2)))
+    engine = store.open_state(url)
+    assert len(grades(engine)) == 60
+    engine.dispose()
+
+
+def test_other_rules_derive_everything_anew(log, state):
+    """A release or a setting that reads events otherwise must not leave rows of the old reading behind."""
+    quick = turn("r2", QUESTION, "Open the settings, choose security and press reset.", at=1.5)
+    append(log, BAD, quick, thumb(quick, True))
+    step(log, state)
+    assert pipeline.rederive(state, retry_window_s=0.1) == 1
+    with store.reading(state) as tx:
+        assert [p.kind.value for p in store.derived_rows(tx, "pair")] == ["regeneration"]
+
+
+@pytest.mark.postgres
+def test_postgresql_holds_the_same_state_as_sqlite(log, state, url, postgres_url, tmp_path):
+    """Several machines share one; a replay there must be as harmless, and the snapshot the same."""
+    append(log, *EVENTS)
+    log.append(Topic.TURNS, "c1", "bad", b"?").result(timeout=30)
+    shared = store.open_state(postgres_url)
+    for engine in (state, shared):
+        step(log, engine)
+        with store.writing(engine) as tx:
+            store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
+        assert step(log, engine).repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
+    assert everything(shared) == everything(state)
+    shared.dispose()
+    built = [
+        snapshots.build(u, tmp_path / name, CONFIG, NOON) for name, u in (("a", url), ("b", postgres_url))
+    ]
+    assert built[0] == built[1]
+
+
+class running:
+    """The pipeline in a thread, until the end of the block."""
+
+    def __init__(self, log, state, config=CONFIG, snapshots_dir=Path("unused")):
+        self.stop = threading.Event()
+        kwargs = {"snapshots_dir": snapshots_dir, "clock": lambda: NOON}
+        self.thread = threading.Thread(
+            target=pipeline.run, args=(log, state, config, self.stop), kwargs=kwargs
+        )
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join(timeout=20)
+        assert not self.thread.is_alive()
+
+
+def until(condition, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_running_folds_what_comes_until_it_is_stopped(log, state):
+    before = metric("ratchet_feedback_events_total", topic="turns")
+    with running(log, state):
+        append(log, *EVENTS)
+        until(lambda: len(grades(state)) == 2)
+    assert metric("ratchet_feedback_events_total", topic="turns") == before + 2
+    assert metric("ratchet_feedback_lag_records", topic="turns") == 0
+
+
+class Flaky:
+    """A log that is out of reach the first few times."""
+
+    def __init__(self, log: EmbeddedLog, failures: int):
+        self.log, self.failures = log, failures
+
+    def read(self, *args, **kwargs):
+        if self.failures:
+            self.failures -= 1
+            raise LogUnavailable("broker away")
+        return self.log.read(*args, **kwargs)
+
+    def partitions(self, topic):
+        return self.log.partitions(topic)
+
+    def end(self, topic, partition):
+        return self.log.end(topic, partition)
+
+
+def test_a_log_out_of_reach_is_waited_for(log, state):
+    before = metric("ratchet_feedback_stalls_total")
+    append(log, *EVENTS)
+    with running(Flaky(log, failures=1), state):
+        until(lambda: len(grades(state)) == 2)
+    assert metric("ratchet_feedback_stalls_total") == before + 1
+
+
+def test_a_state_out_of_reach_is_said(tmp_path):
+    with pytest.raises(StateUnavailable, match="unable to open database file"):
+        store.open_state(f"sqlite:///{tmp_path}/missing/state.db")
+
+
+def test_snapshots_can_be_built_on_a_clock(log, state, tmp_path):
+    append(log, *EVENTS)
+    ticking = Pipeline(poll_s=0.02, heldout_fraction=0.0, snapshot_every_s=1e-9)
+    stop = threading.Event()
+    times = iter(range(10**9))
+    thread = threading.Thread(
+        target=pipeline.run,
+        args=(log, state, ticking, stop),
+        kwargs={"snapshots_dir": tmp_path / "s", "clock": lambda: NOON + timedelta(seconds=next(times))},
+    )
+    thread.start()
+    until(lambda: snapshots.listed(tmp_path / "s"))
+    stop.set()
+    thread.join(timeout=20)
+    assert len(snapshots.listed(tmp_path / "s")) == 1
+
+
+# --- the command line
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "ratchet.toml"
+    file.write_text(
+        f'[deployment]\ndata_dir = "{tmp_path}"\n'
+        "[pipeline]\npoll_s = 0.02\nheldout_fraction = 0.0\nmetrics_port = 0\n"
+    )
+    return file
+
+
+def test_data_builds_lists_shows_and_traces(log, state, config_file, capsys):
+    append(log, *EVENTS)
+    step(log, state)
+
+    def output(*argv: str):
+        assert main([*argv, "--json"], config_file) == 0
+        return json.loads(capsys.readouterr().out)
+
+    built = output("data", "build")
+    assert output("data", "list") == [built]
+    assert output("data", "show", built["name"]) == built
+    directory = config_file.parent / "snapshots" / built["name"]
+    pair = next(p for p in snapshots.load(directory).pairs if p.raters)
+    traced = output("data", "lineage", pair.pair_id)
+    assert [e["id"] for e in traced["events"]] == [
+        "turn-r1",
+        "turn-r2",
+        "signal-thumb-r1-ann-60",
+        "signal-thumb-r2-ann-60",
+    ]
+
+
+def test_tables_show_what_the_json_does(log, state, config_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    append(log, *EVENTS)
+    step(log, state)
+    assert main(["data", "build"], config_file) == 0
+    name = snapshots.listed(config_file.parent / "snapshots")[0].name
+    assert name in capsys.readouterr().out
+    assert main(["data", "list"], config_file) == 0
+    assert name in capsys.readouterr().out
+    found = snapshots.load(config_file.parent / "snapshots" / name)
+    pair = next(p for p in found.pairs if p.raters)
+    assert main(["data", "lineage", pair.pair_id], config_file) == 0
+    shown = capsys.readouterr().out
+    assert "Click around until something happens." in shown and "thumb 0" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["data", "build"], "nothing to learn from yet"),
+        (["data", "show", "snapshot-0"], "is no snapshot"),
+        (["data", "lineage", "pair-0"], "holds a pair 'pair-0'"),
+        (["forward"], 'only "kafka" has anything to forward to'),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_exits_1(config_file, capsys, argv, complaint):
+    assert main(argv, config_file) == 1
+    captured = capsys.readouterr()
+    assert complaint in captured.err and captured.out == ""
+
+
+def start(config_file: Path) -> subprocess.Popen[bytes]:
+    code = "import sys, pathlib, feedback.__main__ as m; m.main(['pipeline'], pathlib.Path(sys.argv[1]))"
+    return subprocess.Popen([sys.executable, "-c", code, config_file], stderr=subprocess.PIPE)
+
+
+def test_a_killed_pipeline_goes_on_where_it_was_and_sigterm_ends_it(log, url, config_file):
+    """SIGKILL under load, three times; then the log replayed from zero must give the same snapshot."""
+    for life in range(3):
+        process = start(config_file)
+        try:
+            for n in range(40):
+                t = turn(
+                    f"t{life}-{n}",
+                    f"Question {n % 5} of my account?",
+                    f"Answer {n}.",
+                    conversation=f"{life}-{n}",
+                )
+                append(log, t, thumb(t, n % 2 == 0))
+            engine = store.open_state(url)
+            until(lambda seen=life * 40, engine=engine: len(grades(engine)) > seen)
+            engine.dispose()
+        finally:
+            process.kill()
+            process.communicate()
+    process = start(config_file)
+    append(log, BAD, thumb(BAD, False))
+    engine = store.open_state(url)
+    until(lambda: len(grades(engine)) == 121)
+    engine.dispose()
+    process.send_signal(signals.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    replayed = f"sqlite:///{config_file.parent}/replayed.db"
+    again = store.open_state(replayed)
+    while pipeline.step(log, again, CONFIG, now=NOON).records:
+        pass
+    again.dispose()
+    built = [
+        snapshots.build(u, config_file.parent / f"s{i}", CONFIG, NOON) for i, u in enumerate((url, replayed))
+    ]
+    assert built[0].hash == built[1].hash
