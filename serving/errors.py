@@ -11,6 +11,7 @@ ServingError
 ├── TooLarge                 413  a body above the configured limit
 ├── WrongContentType         415  a body that does not say it is JSON
 ├── EngineBroke              502  the engine failed in the middle of its reply
+│   └── EngineTooSlow        504  it was silent for too long; nobody is asked again
 ├── NoEngine                 503  no replica can answer now
 ├── Overloaded               503  as many requests in flight as the configuration allows
 ├── NotRecorded              503  the event log did not take what must be durable
@@ -74,6 +75,10 @@ class EngineBroke(ServingError):
     pass
 
 
+class EngineTooSlow(EngineBroke):
+    pass
+
+
 class NoEngine(ServingError):
     pass
 
@@ -118,6 +123,7 @@ ANSWERS: dict[type[ServingError], Answer] = {
     TooLarge: Answer(413, "invalid_request_error", "body_too_large"),
     WrongContentType: Answer(415, "invalid_request_error", "wrong_content_type"),
     EngineBroke: Answer(502, "server_error", "engine_broke"),
+    EngineTooSlow: Answer(504, "server_error", "engine_too_slow"),
     NoEngine: Answer(503, "server_error", "engine_unavailable", retry_after_s=2),
     Overloaded: Answer(503, "server_error", "overloaded", retry_after_s=1),
     NotRecorded: Answer(503, "server_error", "not_recorded", retry_after_s=5),

@@ -11,12 +11,12 @@ from prometheus_client import Counter
 from yarl import URL
 
 from serving.config import Gateway
-from serving.errors import EngineBroke, EngineRefused, NoEngine
+from serving.errors import EngineBroke, EngineRefused, EngineTooSlow, NoEngine
 from serving.routing import Router
 
 UPSTREAM_FAILURES = Counter(
     "ratchet_serving_upstream_failures_total",
-    "Requests to an engine that failed: unreachable, status (5xx or adapter missing) or broken (mid-reply)",
+    "Requests to an engine that failed: unreachable, status (5xx or adapter missing), broken, too_slow",
     ["kind"],
 )
 
@@ -106,6 +106,8 @@ class Upstream:
         url = self._router.replica(adapter)
         try:
             return await attempt(url)
+        except EngineTooSlow:
+            raise  # waiting as long again would help nobody
         except (NoEngine, EngineBroke):
             self._router.rest(url)
         return await attempt(self._router.replica(adapter, avoid=(url,)))
@@ -115,9 +117,12 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         try:
             response = await self._session.post(_endpoint(url), data=body, headers=headers, timeout=timeout)
-        except (aiohttp.ClientError, TimeoutError, OSError) as e:
-            UPSTREAM_FAILURES.labels("unreachable").inc()
-            raise NoEngine(f"no engine answers ({type(e).__name__}); try again shortly") from e
+        except aiohttp.ConnectionTimeoutError as e:
+            raise _unreachable(e) from e
+        except TimeoutError as e:
+            raise _silent() from e
+        except (aiohttp.ClientError, OSError) as e:
+            raise _unreachable(e) from e
         if response.status == 200:
             return response
         with _breaking():
@@ -132,8 +137,20 @@ class Upstream:
 def _breaking() -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError, OSError) as e:
+    except TimeoutError as e:
+        raise _silent() from e
+    except (aiohttp.ClientError, OSError) as e:
         raise _broken(type(e).__name__) from e
+
+
+def _unreachable(e: Exception) -> NoEngine:
+    UPSTREAM_FAILURES.labels("unreachable").inc()
+    return NoEngine(f"no engine answers ({type(e).__name__}); try again shortly")
+
+
+def _silent() -> EngineTooSlow:
+    UPSTREAM_FAILURES.labels("too_slow").inc()
+    return EngineTooSlow("the engine was silent for too long")
 
 
 def _broken(why: str) -> EngineBroke:

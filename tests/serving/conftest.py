@@ -1,11 +1,11 @@
-"""A real gateway on a real port before a scripted engine; real log, registry and keys in a temporary folder."""
+"""A real gateway on a real port, a scripted engine behind it; real log, registry and keys in a folder."""
 
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +68,7 @@ class Running:
     log: EmbeddedLog
     registry: Registry
     engine: ScriptedEngine
+    http: httpx.Client
 
     @property
     def auth(self) -> dict[str, str]:
@@ -77,7 +78,7 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **{"max_retries": 0, **options})
 
     def post(self, path: str, json: Any, **headers: str) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=json, headers={**self.auth, **headers}, timeout=10)
+        return self.http.post(f"{self.url}{path}", json=json, headers={**self.auth, **headers})
 
     def ask(self, text: str = "How do I reset it?", **more: Any) -> httpx.Response:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
@@ -99,26 +100,33 @@ class Running:
         return turns[0]
 
 
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def engine_url(engine: ScriptedEngine) -> Iterator[str]:
-    logging.getLogger("uvicorn.error").disabled = True  # the engine breaks connections by raising
+@pytest.fixture(scope="session")
+def peer() -> Iterator[tuple[ScriptedEngine, str]]:
+    """One scripted engine and its URL for the whole session."""
+    logging.getLogger("uvicorn.error").disabled = True  # it breaks connections by raising
+    engine = ScriptedEngine()
     with serving(engine) as url:
-        yield url
+        yield engine, url
+
+
+@pytest.fixture
+def engine(peer: tuple[ScriptedEngine, str]) -> ScriptedEngine:
+    """The scripted engine, having forgotten everything."""
+    vars(peer[0]).update(vars(ScriptedEngine()))
+    return peer[0]
+
+
+@pytest.fixture
+def engine_url(engine: ScriptedEngine, peer: tuple[ScriptedEngine, str]) -> str:
+    return peer[1]
 
 
 Start = Callable[..., Running]
 
 
-@pytest.fixture
-def start(engine: ScriptedEngine, engine_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts gateways; keywords are fields of `[gateway]`, or `log`, `replicas`, `table`."""
-    from contextlib import ExitStack
-
+@contextmanager
+def starting(engine: ScriptedEngine, engine_url: str, folder: Path) -> Iterator[Start]:
+    """A function that starts gateways; keywords are fields of `[gateway]`, or `log`, `replicas`, `table`."""
     with ExitStack() as stack:
 
         def begin(
@@ -128,10 +136,10 @@ def start(engine: ScriptedEngine, engine_url: str, tmp_path: Path) -> Iterator[S
             table: TrafficTable | None = None,
             **config: Any,
         ) -> Running:
-            url = f"sqlite:///{tmp_path / 'state.db'}"
-            registry, keys = Registry(url), Keys(url)
-            log = log or EmbeddedLog(tmp_path / "log.db")
-            for resource in (registry, keys, log):
+            url = f"sqlite:///{folder / 'state.db'}"
+            registry, keys, http = Registry(url), Keys(url), httpx.Client(timeout=10)
+            log = log or EmbeddedLog(folder / "log.db")
+            for resource in (registry, keys, log, http):
                 stack.callback(resource.close)
             registry.set_traffic(table or TrafficTable(revision=1, stable=STABLE), expected_revision=0, at=AT)
             for replica, adapters in (replicas or {engine_url: (STABLE, CANARY)}).items():
@@ -139,11 +147,30 @@ def start(engine: ScriptedEngine, engine_url: str, tmp_path: Path) -> Iterator[S
             key = keys.create("acme", Role.CHAT, AT)
             gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, **config})
             app = build(gateway, log=log, registry=registry, keys=keys, secret=SECRET)
-            return Running(stack.enter_context(serving(app)), key, keys, log, registry, engine)
+            return Running(stack.enter_context(serving(app)), key, keys, log, registry, engine, http)
 
         yield begin
 
 
 @pytest.fixture
+def start(engine: ScriptedEngine, engine_url: str, tmp_path: Path) -> Iterator[Start]:
+    with starting(engine, engine_url, tmp_path) as begin:
+        yield begin
+
+
+@pytest.fixture
 def gateway(start: Start) -> Running:
+    """A gateway of this test's own."""
     return start()
+
+
+@pytest.fixture(scope="session")
+def _shared(peer: tuple[ScriptedEngine, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with starting(*peer, tmp_path_factory.mktemp("gateway")) as begin:
+        yield begin()
+
+
+@pytest.fixture
+def shared(_shared: Running, engine: ScriptedEngine) -> Running:
+    """One gateway for the tests that leave nothing behind: quicker to come by."""
+    return _shared

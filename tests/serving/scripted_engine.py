@@ -1,4 +1,4 @@
-"""A peer that speaks vLLM's chat protocol by script: slow, failing, broken in the middle, as a test wants it."""
+"""A peer that speaks vLLM's chat protocol by script: slow, failing, broken in the middle."""
 
 import asyncio
 import json
