@@ -11,10 +11,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,28 @@ _FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"})
 
 _log = structlog.get_logger()
 
-Work = Callable[[sqlite3.Connection], Any]
-"""What one caller wants done in the next transaction; a LogError that it returns fails that caller alone."""
+_Offsets = dict[Topic, dict[str, int]]
+"""Where the entries of a group lie: topic → event id → offset."""
+
+
+MAX_ENTRY_BYTES = 16 << 20
+"""Largest entry that the log takes; the same as on Kafka."""
+
+
+class _Entry(msgspec.Struct, frozen=True, eq=False):
+    topic: Topic
+    key: str
+    event_id: str
+    value: bytes
+    appended_at: float
+    future: "Future[Position | None]"
+
+
+class _Advance(msgspec.Struct, frozen=True, eq=False):
+    name: str
+    topic: Topic
+    offset: int
+    future: "Future[None]"
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -79,7 +98,7 @@ class EmbeddedLog:
         self._lock_timeout_s = lock_timeout_s
         self._max_pending = max_pending
         self._clock = clock
-        self._queue: deque[tuple[Work, Future[Any]]] = deque()
+        self._queue: deque[_Entry | _Advance] = deque()
         self._queued = threading.Condition()
         self._appended = threading.Condition()
         self._reading = threading.Lock()
@@ -89,7 +108,9 @@ class EmbeddedLog:
         self._writer.start()
 
     def append(self, topic: Topic, key: str, event_id: str, value: bytes) -> "Future[Position | None]":
-        return self._submit(partial(_insert, topic, key, event_id, value, self._clock()))
+        entry = _Entry(topic, key, event_id, value, self._clock(), Future())
+        self._submit(entry, _fault(entry))
+        return entry.future
 
     def partitions(self, topic: Topic) -> Sequence[int]:
         return (0,)
@@ -129,7 +150,9 @@ class EmbeddedLog:
 
     def advance(self, name: str, topic: Topic, offset: int) -> "Future[None]":
         """Move a cursor forward, durably; it never moves back."""
-        return self._submit(partial(_advance, name, topic, offset))
+        work = _Advance(name, topic, offset, Future())
+        self._submit(work, None)
+        return work.future
 
     def backlog(self, name: str, topic: Topic) -> Backlog:
         """What the reader called `name` has not passed yet."""
@@ -166,22 +189,21 @@ class EmbeddedLog:
             self._reader.close()
             self._reader = None
 
-    def _submit(self, work: Work) -> "Future[Any]":
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # a caller that goes away does not take its entry along
+    def _submit(self, work: _Entry | _Advance, refusal: LogError | None) -> None:
+        """Queue `work`, or fail its future at once."""
+        work.future.set_running_or_notify_cancel()  # a caller that goes away does not take its entry along
         with self._queued:
             if self._closed:
-                future.set_exception(LogUnavailable(f"the log {self._path} is closed"))
+                refusal = LogUnavailable(f"the log {self._path} is closed")
             elif len(self._queue) >= self._max_pending:
-                future.set_exception(
-                    LogUnavailable(f"{len(self._queue)} entries already wait for {self._path}")
-                )
-            else:
-                self._queue.append((work, future))
+                refusal = LogUnavailable(f"{len(self._queue)} entries already wait for {self._path}")
+            if refusal is None:
+                self._queue.append(work)
                 self._queued.notify()
-        return future
+        if refusal is not None:
+            work.future.set_exception(refusal)
 
-    def _take(self) -> list[tuple[Work, Future[Any]]]:
+    def _take(self) -> list[_Entry | _Advance]:
         """The next group; waits for one, and is empty once the log is closed and drained."""
         with self._queued:
             while not self._queue and not self._closed:
@@ -191,10 +213,10 @@ class EmbeddedLog:
     def _write(self) -> None:
         """The writer thread."""
         file = _Writing(self._path, self._lock_timeout_s)
-        group: list[tuple[Work, Future[Any]]] = []
+        group: list[_Entry | _Advance] = []
         try:
             while group := self._take():
-                _settle(group, file.commit([work for work, _ in group]))
+                _settle(group, file.commit(group))
                 with self._appended:
                     self._appended.notify_all()
                 file.checkpoint_when_due()
@@ -202,7 +224,9 @@ class EmbeddedLog:
             with self._queued:
                 self._closed = True
                 left = [*group, *self._queue]
-            _settle(left, [LogUnavailable(f"the writer of {self._path} has stopped")] * len(left))
+            _settle(
+                [work for work in left if not work.future.done()], LogUnavailable("the log's writer stopped")
+            )
             file.close()
 
 
@@ -216,20 +240,20 @@ class _Writing:
         self._identity: tuple[int, int] | None = None
         self._since_checkpoint = 0
 
-    def commit(self, works: Sequence[Work]) -> list[Any]:
-        """Everything in one transaction: an outcome for each, the same error for all if it did not commit."""
+    def commit(self, group: Sequence[_Entry | _Advance]) -> "_Offsets | LogError":
+        """Everything in one transaction: where each entry lies, or why nothing was written."""
         started = time.perf_counter()
         try:
-            outcomes = _transact(self._connected(), works)
+            offsets = _transact(self._connected(), group)
         except (sqlite3.Error, OSError) as e:
             error = _translated(e, self._path)
             COMMITS.labels("full" if isinstance(error, LogFull) else "unavailable").inc()
             self.close()  # after a failed fsync only a fresh connection knows what is true
-            return [error] * len(works)
+            return error
         COMMITS.labels("durable").inc()
         COMMIT_SECONDS.observe(time.perf_counter() - started)
-        self._since_checkpoint += len(works)
-        return outcomes
+        self._since_checkpoint += len(group)
+        return offsets
 
     def checkpoint_when_due(self) -> None:
         """Copy the write-ahead log into the database: between groups, so that no caller waits for it.
@@ -303,50 +327,82 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _transact(connection: sqlite3.Connection, works: Iterable[Work]) -> list[Any]:
+def _transact(connection: sqlite3.Connection, group: Sequence[_Entry | _Advance]) -> _Offsets:
+    """A few statements for the whole group: each gives up the interpreter lock and waits to have it back."""
+    offsets: _Offsets = {}
     connection.execute("BEGIN IMMEDIATE")
     try:
-        outcomes = [work(connection) for work in works]
+        for topic in Topic:
+            if entries := [w for w in group if isinstance(w, _Entry) and w.topic == topic]:
+                offsets[topic] = _insert(connection, topic, entries)
+        for work in group:
+            if isinstance(work, _Advance):
+                _advance(connection, work)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    return outcomes
+    return offsets
 
 
-def _insert(
-    topic: Topic, key: str, event_id: str, value: bytes, at_s: float, connection: sqlite3.Connection
-) -> Position | LogError:
-    """Its position, or that of the first with its id; an entry that cannot be stored spoils no other."""
-    try:
-        added = connection.execute(
-            f'INSERT INTO "{topic}" SELECT coalesce(max(offset), -1) + 1, ?, ?, ?, ? FROM "{topic}"'
-            " WHERE true ON CONFLICT (event_id) DO NOTHING RETURNING offset",
-            (event_id, key, value, at_s),
+def _insert(connection: sqlite3.Connection, topic: Topic, entries: Sequence[_Entry]) -> dict[str, int]:
+    """The offset of every event id; of events that are in the log already, where they are."""
+    firsts: dict[str, _Entry] = {}
+    for entry in entries:
+        firsts.setdefault(entry.event_id, entry)
+    marks = ",".join("?" * len(firsts))
+    offsets: dict[str, int] = dict(
+        connection.execute(
+            f'SELECT event_id, offset FROM "{topic}" WHERE event_id IN ({marks})', tuple(firsts)
         ).fetchall()
-    except (sqlite3.DataError, sqlite3.ProgrammingError, UnicodeEncodeError) as e:
-        return LogError(f"{topic} entry {event_id!r} cannot be stored: {e}")
-    if not added:
-        added = connection.execute(f'SELECT offset FROM "{topic}" WHERE event_id = ?', (event_id,)).fetchall()
-    return Position(topic, 0, added[0][0])
+    )
+    new = [e for e in firsts.values() if e.event_id not in offsets]
+    if new:
+        (end,) = connection.execute(f'SELECT coalesce(max(offset), -1) + 1 FROM "{topic}"').fetchone()
+        rows = [(end + n, e.event_id, e.key, e.value, e.appended_at) for n, e in enumerate(new)]
+        marks = ",".join(["(?, ?, ?, ?, ?)"] * len(rows))
+        connection.execute(f'INSERT INTO "{topic}" VALUES {marks}', [field for row in rows for field in row])
+        offsets |= {row[1]: row[0] for row in rows}
+    return offsets
 
 
-def _advance(name: str, topic: Topic, offset: int, connection: sqlite3.Connection) -> None:
+def _advance(connection: sqlite3.Connection, work: _Advance) -> None:
     connection.execute(
         "INSERT INTO cursors VALUES (?, ?, ?)"
         " ON CONFLICT DO UPDATE SET offset = max(offset, excluded.offset)",
-        (name, topic, offset),
+        (work.name, work.topic, work.offset),
     )
 
 
-def _settle(group: Sequence[tuple[Work, Future[Any]]], outcomes: Sequence[Any]) -> None:
-    for (_, future), outcome in zip(group, outcomes, strict=True):
-        if future.done():
-            continue
+def _settle(group: Sequence[_Entry | _Advance], outcome: _Offsets | LogError) -> None:
+    for work in group:
         if isinstance(outcome, LogError):
-            future.set_exception(outcome)
+            work.future.set_exception(outcome)
+        elif isinstance(work, _Entry):
+            work.future.set_result(Position(work.topic, 0, outcome[work.topic][work.event_id]))
         else:
-            future.set_result(outcome)
+            work.future.set_result(None)
+
+
+def _fault(entry: _Entry) -> LogError | None:
+    """What is wrong with the entry itself: found before it can spoil the transaction of others."""
+    if len(entry.value) > MAX_ENTRY_BYTES:
+        said = f"{len(entry.value)} bytes, the limit is {MAX_ENTRY_BYTES}"
+    elif not (entry.key.isascii() or _encodable(entry.key)):
+        said = f"its key {entry.key!r} is no valid text"
+    elif not (entry.event_id.isascii() or _encodable(entry.event_id)):
+        said = "its id is no valid text"
+    else:
+        return None
+    return LogError(f"{entry.topic} entry {entry.event_id!r} cannot be stored: {said}")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _translated(error: sqlite3.Error | OSError, path: Path) -> LogError:

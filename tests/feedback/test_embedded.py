@@ -107,6 +107,19 @@ def test_a_second_append_of_an_event_keeps_the_first(log: EmbeddedLog) -> None:
     assert log.find(Topic.TURNS, "event") == b"first"
 
 
+def test_repeats_within_one_commit_keep_the_order_of_the_first_appends(log: EmbeddedLog, path: Path) -> None:
+    """A retry that meets its original in the same group must not move it behind later entries."""
+    log.append(Topic.TURNS, "k", "a", b"0").result(_WAIT_S)
+    with locked(path):
+        futures = [
+            log.append(Topic.TURNS, "k", event_id, value)
+            for event_id, value in (("b", b"1"), ("a", b"2"), ("c", b"3"), ("b", b"4"), ("d", b"5"))
+        ]
+    offsets = [f.result(_WAIT_S) for f in futures]
+    assert offsets == [Position("turns", 0, n) for n in (1, 0, 2, 1, 3)]
+    assert [r.value for r in log.read(Topic.TURNS, 0, 0)] == [b"0", b"1", b"3", b"5"]
+
+
 def test_find_looks_only_in_its_topic(log: EmbeddedLog) -> None:
     """Feedback on a reply that was never served must be refused."""
     log.append(Topic.TURNS, "k", "event", b"v").result(_WAIT_S)
