@@ -187,7 +187,7 @@ class LanguageActor:
 
 
 class RewardHeads(nn.Module):
-    """K linear scores on the last real token's hidden state, each with a bias for grades and a length term."""
+    """K linear scores on the last token's hidden state, each with a bias for grades and a length term."""
 
     def __init__(self, hidden_size: int, heads: int, seed: int) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def eos_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def export_adapter(trunk: Trunk, role: Role, out_dir: Path) -> Path:
-    """Writes `adapter_config.json` and `adapter_model.safetensors` to `out_dir`; equal weights, equal bytes."""
+    """Writes the adapter's configuration and safetensors to `out_dir`; equal weights give equal bytes."""
     out_dir.mkdir(parents=True, exist_ok=True)
     save_file(trunk.weights(role), out_dir / "adapter_model.safetensors")
     config = trunk.model.peft_config[role.value].to_dict()
@@ -317,8 +317,8 @@ def read_adapter(adapter_dir: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def does_nothing(adapter_dir: Path) -> bool:
-    """True for an adapter whose every B is zero, like the identity adapter: it is the root reference, and with
-    A zero too it could never be trained. Raises: ModelError."""
+    """True for an adapter whose every B is zero, like the identity adapter: it is the root reference, and
+    with A zero too it could never be trained. Raises: ModelError."""
     _, weights = read_adapter(adapter_dir)
     return not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
 

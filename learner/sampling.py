@@ -10,11 +10,13 @@ Legend: B samples, V vocabulary.
 import hashlib
 import http.client
 import json
+import secrets
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,7 +26,11 @@ from torch import Tensor
 from learner.batches import Finish, Prompt, Sample
 from learner.errors import SamplingError
 from learner.models import Role, Trunk, export_adapter
+from ops import vllm_adapters
+from ops.errors import EngineError
 
+PREFIX = "learner-"
+"""Adapter names that start so are the learner's own; the controller leaves them alone."""
 REQUEST_TIMEOUT_S = 120.0
 STREAMS_PER_REPLICA = 16
 ROWS_AT_ONCE = 256
@@ -131,59 +137,67 @@ def _left_padded(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor
 class EngineSampler:
     """Replies from serving engines, spread over the replicas.
 
-    Each published version is exported, loaded on every replica as `learner-<run>-v<k>-<sha8>` and replaces
-    the one before it, which is unloaded first and deleted after: an engine never meets a name twice, nor a
-    name whose files are gone.
+    Each published version is exported, loaded on every replica as `learner-<run>-<nonce>-v<k>-<sha8>` and
+    replaces the one before it, which is unloaded first and deleted after: an engine never meets a name twice,
+    nor a name whose files are gone.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        urls: Sequence[str],
-        scratch_dir: Path,
-        run_id: str,
-        load: Callable[[str, str, Path], object],
-        unload: Callable[[str, str], object],
-    ) -> None:
-        """`load(url, name, path)` and `unload(url, name)` are `ops.vllm_adapters`'s; `scratch_dir` is one
-        that the engines can read."""
+    def __init__(self, trunk: Trunk, urls: Sequence[str], scratch_dir: Path, run_id: str) -> None:
+        """`scratch_dir` must be one that the engines can read."""
         self.trunk = trunk
-        self.urls = list(urls)
+        self.urls = [url.rstrip("/") for url in urls]
         self.scratch_dir = scratch_dir.absolute()
-        self.run_id = run_id
-        self._load, self._unload = load, unload
-        self._served: dict[Role, tuple[str, Path]] = {}
+        self.prefix = f"{PREFIX}{run_id}-{secrets.token_hex(2)}"
         self.version = 0
+        self._served: dict[Role, tuple[str, Path]] = {}
         self._pool = ThreadPoolExecutor(STREAMS_PER_REPLICA * len(self.urls), thread_name_prefix="sampler")
+
+    def clear(self) -> None:
+        """Unloads and deletes what an earlier learner left behind when it was killed."""
+        for url in self.urls:
+            for name in _listed(url):
+                if name.startswith(PREFIX):
+                    _unload(url, name)
+        for folder in self.scratch_dir.glob(f"{PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, role: Role) -> None:
         self.version += 1
-        name, path = self._export(role)
-        for url in self.urls:
-            self._load(url, name, path)
         before = self._served.get(role)
-        self._served[role] = (name, path)
+        self._served[role] = self._export(role)
+        self._load(*self._served[role])
         if before is not None:
             self._withdraw(*before)
 
+    def _load(self, name: str, path: Path) -> None:
+        """On every replica that answers. Raises: SamplingError when none took it."""
+        failures = []
+        for url in self.urls:
+            try:
+                if name not in vllm_adapters.listed(url):
+                    vllm_adapters.load(url, name, path)
+            except EngineError as e:
+                failures.append(str(e))
+        if len(failures) == len(self.urls):
+            raise SamplingError(f"no engine loaded {name}: {'; '.join(failures)}")
+
     def _export(self, role: Role) -> tuple[str, Path]:
         """The role's adapter in a folder of its own; the root reference is the policy's with every B zero."""
-        draft = self.scratch_dir / f".draft-{self.run_id}"
+        draft = self.scratch_dir / f".draft-{self.prefix}"
         shutil.rmtree(draft, ignore_errors=True)
         export_adapter(self.trunk, Role.POLICY if role is Role.ROOT else role, draft)
         weights = draft / "adapter_model.safetensors"
         if role is Role.ROOT:
             _zero(weights)
         sha = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-        name = f"learner-{self.run_id}-v{self.version}-{sha}"
+        name = f"{self.prefix}-v{self.version}-{sha}"
         path = self.scratch_dir / name
-        shutil.rmtree(path, ignore_errors=True)
         draft.rename(path)
         return name, path
 
     def _withdraw(self, name: str, path: Path) -> None:
         for url in self.urls:
-            self._unload(url, name)
+            _unload(url, name)
         shutil.rmtree(path, ignore_errors=True)
 
     def sample(
@@ -191,7 +205,7 @@ class EngineSampler:
     ) -> list[Sample]:
         if role not in self._served:
             self.publish(role)
-        name, version = self._served[role][0], self.version
+        (name, path), version = self._served[role], self.version
         body = {
             "model": name,
             "n": n,
@@ -205,21 +219,23 @@ class EngineSampler:
 
         def ask(job: tuple[int, Prompt]) -> list[Sample]:
             i, prompt = job
-            answer = self._post(i, body | {"prompt": list(prompt.ids), "seed": (seed + i) % 2**31})
+            answer = self._post(i, body | {"prompt": list(prompt.ids), "seed": (seed + i) % 2**31}, path)
             return [_engine_sample(prompt, choice, version) for choice in answer["choices"]]
 
         return [sample for group in self._pool.map(ask, enumerate(prompts)) for sample in group]
 
-    def _post(self, i: int, body: dict[str, Any]) -> dict[str, Any]:
-        """POST to replica i, then to the others: a replica may be restarting."""
+    def _post(self, i: int, body: dict[str, Any], path: Path) -> dict[str, Any]:
+        """POST to replica i, then to the others; a replica that restarted gets the adapter back first."""
         failures = []
-        for k in range(len(self.urls)):
-            url = self.urls[(i + k) % len(self.urls)]
-            try:
-                return post_json(f"{url}/v1/completions", body)
-            except SamplingError as e:
-                failures.append(str(e))
-        raise SamplingError("; ".join(failures))
+        for attempt in range(2):
+            if attempt:
+                self._load(str(body["model"]), path)
+            for k in range(len(self.urls)):
+                try:
+                    return post_json(f"{self.urls[(i + k) % len(self.urls)]}/v1/completions", body)
+                except SamplingError as e:
+                    failures.append(str(e))
+        raise SamplingError("; ".join(dict.fromkeys(failures)))
 
     def close(self) -> None:
         """Unloads what this run had loaded. The sampler cannot be used again."""
@@ -227,6 +243,20 @@ class EngineSampler:
         for name, path in self._served.values():
             self._withdraw(name, path)
         self._served.clear()
+
+
+def _listed(url: str) -> frozenset[str]:
+    """Raises: SamplingError."""
+    try:
+        return vllm_adapters.listed(url)
+    except EngineError as e:
+        raise SamplingError(str(e)) from e
+
+
+def _unload(url: str, name: str) -> None:
+    """A replica that is down or restarted does not know the name any more: that is what was wanted."""
+    with suppress(EngineError):
+        vllm_adapters.unload(url, name)
 
 
 def _zero(weights: Path) -> None:

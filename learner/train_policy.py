@@ -293,8 +293,8 @@ def check_sampler(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor) -> None:
     if not kl <= SAMPLER_KL_LIMIT:
         raise SamplerError(
             f"sampler and trainer disagree by {kl:.4f} nats per token (limit {SAMPLER_KL_LIMIT:g}). Likely "
-            "causes: another temperature; log-probabilities before temperature (start vLLM with --logprobs-mode "
-            "processed_logprobs); another adapter or base model in the engine; response mask shifted"
+            "causes: another temperature; log-probabilities before temperature (start vLLM with "
+            "--logprobs-mode processed_logprobs); another adapter or base model in the engine; a shifted mask"
         )
 
 
@@ -416,7 +416,7 @@ def minibatch_step(
 
 
 def _finite_step(optimizer: torch.optim.Adam, max_grad_norm: float, loss: float) -> float | None:
-    """Clips each group's gradient and steps. Returns: the policy's gradient norm; None: not finite, no step."""
+    """Clips each group's gradient and steps. Returns: the policy's gradient norm; None if not finite."""
     norms = [
         torch.nn.utils.clip_grad_norm_(g["params"], max_grad_norm)
         for g in optimizer.param_groups
@@ -439,9 +439,9 @@ def check_ratio(ratio: float, approx_kl: float, slack: float = 1.0) -> None:
     if abs(ratio - 1.0) < RATIO_LIMIT * slack and approx_kl < OLD_KL_LIMIT * slack:
         return
     raise RatioError(
-        f"before the first optimizer step the mean ratio is {ratio:.5f} (1 ± {RATIO_LIMIT * slack:g}) and the "
-        f"KL {approx_kl:.2e} nats per token (below {OLD_KL_LIMIT * slack:g}). Likely causes: dropout is on; the "
-        "response mask is shifted; another temperature; another dtype; another adapter is active"
+        f"before the first optimizer step the mean ratio is {ratio:.5f} (1 ± {RATIO_LIMIT * slack:g}) and "
+        f"the KL {approx_kl:.2e} nats per token (below {OLD_KL_LIMIT * slack:g}). Likely causes: dropout; "
+        "the response mask is shifted; another temperature; another dtype; another adapter is active"
     )
 
 

@@ -1,0 +1,174 @@
+"""`ratchet learn …`: make or fine-tune a base model, train reward model and policy, take turns of the loop."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feedback.config import Deployment, Pipeline, read, section
+from feedback.errors import FeedbackError
+from learner.config import Learner
+from learner.errors import LearnerError
+from ops.base_model import resolve
+from ops.config import Engine, replica_urls
+from ops.errors import OpsError
+
+if TYPE_CHECKING:
+    from learner.turn import Progress, Setting
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="ratchet learn", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("base", help="make the embedded base model, if it is not there yet")
+    sft = verbs.add_parser("sft", help="fine-tune a base model on dialogues")
+    sft.add_argument("--data", type=Path, required=True, help='JSON Lines of {"messages": [...]}')
+    sft.add_argument("--out", type=Path, required=True, help="new folder for the fine-tuned model")
+    sft.add_argument("--epochs", type=int, default=1)
+    reward = verbs.add_parser(
+        "reward", help="train a reward model on a file of pairs and report its accuracy"
+    )
+    reward.add_argument("--pairs", type=Path, required=True, help="JSON Lines (also .gz) or Parquet")
+    reward.add_argument("--out", type=Path, default=Path("reward"), help="folder for the reward model")
+    policy = verbs.add_parser("policy", help="PPO against a trained reward model")
+    policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")
+    policy.add_argument("--reward", type=Path, required=True, help="folder of the reward model")
+    policy.add_argument("--out", type=Path, default=Path("policy"), help="folder for the adapter")
+    verbs.add_parser("turn", help="one turn of the loop: snapshot, reward model, PPO, evaluation, candidate")
+    verbs.add_parser("serve", help="take a turn whenever enough new feedback has arrived")
+    verbs.add_parser("status", help="what the learner's runs have done")
+    return top
+
+
+def main(argv: list[str], config: Path | None) -> int:
+    """`argv` starts with `learn`. Returns: exit status; 1 with one line on stderr for what was refused."""
+    args = parser().parse_args(argv[1:])
+    try:
+        sections = read(config)
+        deployment = section(sections, "deployment", Deployment)
+        learner = section(sections, "learner", Learner)
+        if args.verb == "status":
+            return status(deployment)
+        if args.verb == "base":
+            return base(deployment)
+        if args.verb == "sft":
+            return sft(deployment, args)
+        pipeline, engine = section(sections, "pipeline", Pipeline), section(sections, "engine", Engine)
+        with progress_shown(sys.stderr.isatty()) as progress:
+            from learner.turn import Setting
+
+            setting = Setting(
+                deployment=deployment,
+                pipeline=pipeline,
+                learner=learner,
+                base_dir=resolve(deployment),
+                engine_urls=replica_urls(engine),
+                progress=progress,
+            )
+            return {"reward": reward, "policy": policy, "turn": turn, "serve": serve}[args.verb](
+                setting, args
+            )
+    except (LearnerError, FeedbackError, OpsError) as e:
+        print(f"ratchet learn {args.verb}: {e}", file=sys.stderr)
+        return 1
+
+
+def base(deployment: Deployment) -> int:
+    from learner.base import ensure
+
+    print(ensure(deployment))
+    return 0
+
+
+def sft(deployment: Deployment, args: argparse.Namespace) -> int:
+    from learner.train_sft import Settings, finetune
+
+    print(finetune(resolve(deployment), args.data, args.out, settings=Settings(epochs=args.epochs)))
+    return 0
+
+
+def reward(setting: "Setting", args: argparse.Namespace) -> int:
+    from learner.workshop import reward_from_pairs
+
+    found = reward_from_pairs(setting, args.pairs, args.out)
+    print(
+        f"held-out accuracy {found.accuracy:.3f} on {found.pairs} pairs "
+        f"(95 % from {found.accuracy_low:.3f} to {found.accuracy_high:.3f}), "
+        f"calibration error {found.calibration_error:.3f}; trained on {found.train_pairs} pairs\n"
+        f"reward model in {args.out}"
+    )
+    return 0
+
+
+def policy(setting: "Setting", args: argparse.Namespace) -> int:
+    from learner.workshop import policy_from_reward
+
+    print(policy_from_reward(setting, args.snapshot, args.reward, args.out))
+    return 0
+
+
+def turn(setting: "Setting", args: argparse.Namespace) -> int:
+    from learner.turn import take_turn
+    from ops.telemetry import configure_logging
+
+    configure_logging("learner")
+    print(take_turn(setting, utc_now).adapter)
+    return 0
+
+
+def serve(setting: "Setting", args: argparse.Namespace) -> int:
+    from learner import turn as turns
+    from ops.telemetry import configure_logging, serve_metrics
+
+    configure_logging("learner")
+    serve_metrics(setting.learner.metrics_port)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    turns.serve(setting, utc_now, stop.wait)
+    return 0
+
+
+def status(deployment: Deployment) -> int:
+    from learner.status import table
+
+    print(table(deployment))
+    return 0
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextmanager
+def progress_shown(terminal: bool) -> "Iterator[Progress]":
+    """A bar per stage on a terminal, nothing elsewhere (the logs tell)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps, {task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as bar:
+        tasks: dict[str, object] = {}
+
+        def show(stage: str, done: int, total: int, figures: str) -> None:
+            task = tasks.setdefault(
+                stage, bar.add_task(stage, total=total, figures="") if stage not in tasks else 0
+            )
+            bar.update(task, completed=done, total=total, figures=figures)  # type: ignore[arg-type]
+
+        yield show
+
+
+if __name__ == "__main__":
+    sys.exit(main(["learn", *sys.argv[1:]], None))

@@ -1,0 +1,322 @@
+"""The reward model: Bradley–Terry on pairs and cross-entropy on grades, one trunk, an ensemble of heads.
+
+Scores are used only after `standardise`: in deviations of the root reference's replies, so that β and the
+gates mean the same in every run. Reads no snapshot and samples nothing.
+
+Legend: B rows or samples, K heads, H hidden size, L prompt and response token.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learner.advantages import conservative
+from learner.batches import GradeRow, PairRow, RewardData, Sample, collate, micro_batches, prompt_weights
+from learner.errors import DataError, ModelError
+from learner.losses import grade_loss, preference_loss
+from learner.measures import Interval, brier, calibration_error, wilson
+from learner.models import RewardHeads, Role, Trunk, export_adapter, last_states, load_adapter
+
+LENGTH_SCALE = 32.0
+"""Tokens of length difference that the length term counts as 1."""
+WARM_UP_FRACTION = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    lr: float = 2e-3
+    epochs: int = 2
+    batch_prompts: int = 8
+    heads: int = 4
+    rank: int = 16
+    uncertainty: float = 0.5
+    length_covariate: bool = False
+    token_budget: int = 8192
+    seed: int = 0
+
+
+class RewardReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reward model is worth, on held-out rows only. Intervals are 95 % (Wilson)."""
+
+    pairs: int
+    accuracy: float
+    """Share of held-out pairs (ties left out) whose likelier better reply scores higher."""
+    accuracy_low: float
+    accuracy_high: float
+    grades: int
+    grade_accuracy: float
+    """Share of held-out grades on whose side of ½ the model is."""
+    grade_accuracy_low: float
+    grade_accuracy_high: float
+    accuracy_by_kind: dict[str, tuple[float, int]]
+    """Accuracy and number of pairs for each signal kind."""
+    calibration_error: float
+    """Of pair probabilities, 15 bins of equal mass."""
+    brier: float
+    length_correlation: float = 0.0
+    """Of reward and length among the root reference's replies to one prompt."""
+    disagreement: float = 0.0
+    """Mean deviation between heads on those replies, in deviations of the reward."""
+    train_pairs: int = 0
+    train_grades: int = 0
+    first_loss: float = 0.0
+    """nats; ln 2 = 0.693 from a model that knows nothing."""
+    last_loss: float = 0.0
+
+
+class RewardModel:
+    """The trunk's reward adapter with its heads: scores samples."""
+
+    def __init__(
+        self, trunk: Trunk, heads: RewardHeads, uncertainty: float, token_budget: int = 8192
+    ) -> None:
+        self.trunk = trunk
+        self.heads = heads
+        self.uncertainty = uncertainty
+        self.token_budget = token_budget
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        """Conservative scores_B: what PPO maximises."""
+        return conservative(self.scores(samples), self.uncertainty)
+
+    def scores(self, samples: Sequence[Sample]) -> Tensor:
+        """Standardised scores_BK of every head."""
+        return self.heads.standardised(self.raw(samples))
+
+    def raw(self, samples: Sequence[Sample]) -> Tensor:
+        """scores_BK on the Bradley–Terry scale: differences are log-odds."""
+        self.trunk.model.eval()
+        scores_BK = torch.zeros(len(samples), len(self.heads.bias_K))
+        with torch.no_grad(), self.trunk.acting(Role.REWARD):
+            for group in micro_batches([s.length for s in samples], self.token_budget):
+                scores_BK[group] = self.differentiable([samples[i] for i in group]).cpu()
+        return scores_BK
+
+    def differentiable(self, samples: Sequence[Sample]) -> Tensor:
+        """Raw scores_BK with gradient; the reward adapter must be acting. Equal samples are computed once."""
+        unique = list(dict.fromkeys(samples))
+        place = {sample: i for i, sample in enumerate(unique)}
+        batch = collate(unique, self.trunk.pad_id)
+        scores_UK: Tensor = self.heads(last_states(self.trunk.hidden(batch), batch))
+        return scores_UK[[place[s] for s in samples]]
+
+
+def train(
+    trunk: Trunk,
+    data: RewardData,
+    settings: Settings,
+    on_step: Callable[[float, int, int], None] = lambda loss, done, total: None,
+) -> tuple[RewardModel, list[float]]:
+    """Fits reward adapter and heads; every optimizer step sees all rows of its prompts.
+
+    Returns: the model, not yet standardised, and the loss of each step (nats).
+    Raises: DataError when there is no row to learn from.
+    """
+    weighted = weigh(data)
+    if not weighted:
+        raise DataError("the snapshot has no training pair or grade of positive weight")
+    trunk.add(Role.REWARD, settings.rank, settings.seed)
+    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed).to(trunk.device)
+    model = RewardModel(trunk, heads, settings.uncertainty, settings.token_budget)
+    parameters = [*trunk.parameters(Role.REWARD), *heads.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=1e-5)
+    batches = [b for epoch in range(settings.epochs) for b in prompt_batches(weighted, settings, epoch)]
+    losses: list[float] = []
+    with trunk.acting(Role.REWARD):
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * rate(step, len(batches))
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(backward(model, batch, settings))
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            if bool(norm.isfinite()):
+                optimizer.step()
+            on_step(losses[-1], step + 1, len(batches))
+    return model, losses
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A row with its weight after the cap per prompt."""
+
+    row: PairRow | GradeRow
+    weight: float
+
+
+def weigh(data: RewardData) -> dict[str, list[Weighted]]:
+    """Training rows by prompt. Pairs and grades of one prompt weigh at most 1 each; weightless rows go."""
+    rows: dict[str, list[Weighted]] = defaultdict(list)
+    for pair, weight in zip(data.pairs, prompt_weights(data.pairs), strict=True):
+        rows[pair.digest].append(Weighted(pair, weight))
+    for grade, weight in zip(data.grades, prompt_weights(data.grades), strict=True):
+        rows[grade.digest].append(Weighted(grade, weight))
+    kept = {digest: [w for w in found if w.weight > 0] for digest, found in rows.items()}
+    return {digest: found for digest, found in kept.items() if found}
+
+
+def prompt_batches(
+    weighted: dict[str, list[Weighted]], settings: Settings, epoch: int
+) -> list[list[Weighted]]:
+    """One epoch: prompts in an order that follows from seed and epoch, `batch_prompts` at a time."""
+    digests = sorted(weighted)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = [digests[i] for i in torch.randperm(len(digests), generator=generator).tolist()]
+    size = settings.batch_prompts
+    return [[w for d in order[i : i + size] for w in weighted[d]] for i in range(0, len(order), size)]
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then linearly to 0."""
+    warm_up = max(1, round(WARM_UP_FRACTION * steps))
+    return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
+
+
+def backward(model: RewardModel, batch: Sequence[Weighted], settings: Settings) -> float:
+    """Gradients of the batch's mean loss, by micro-batches under one denominator. Returns: that loss."""
+    seen_BK = torch.stack([head_weights(w, settings.heads) for w in batch])
+    total = seen_BK.sum().clamp(min=1e-8)
+    loss_sum = 0.0
+    for group in micro_batches([w.row.length for w in batch], settings.token_budget):
+        rows = [batch[i].row for i in group]
+        loss = row_losses(model, rows, seen_BK[group], settings.length_covariate).sum() / total
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += float(loss.detach())
+    return loss_sum
+
+
+def head_weights(weighted: Weighted, heads: int) -> Tensor:
+    """weight_K of a row. Each head is blind to its own fold of the prompts: heads differ in what they saw."""
+    weight_K = torch.full((heads,), weighted.weight)
+    if heads > 1:
+        fold = int.from_bytes(blake2b(weighted.row.digest.encode(), digest_size=4).digest(), "big") % heads
+        weight_K[fold] = 0.0
+    return weight_K
+
+
+def row_losses(
+    model: RewardModel, rows: Sequence[PairRow | GradeRow], weight_BK: Tensor, length_term: bool
+) -> Tensor:
+    """loss_BK of pairs and grades side by side, chosen and rejected in one forward pass."""
+    samples = [s for row in rows for s in _samples(row)]
+    scores_SK = model.differentiable(samples)
+    if length_term:
+        length_S = torch.tensor([len(s.ids) / LENGTH_SCALE for s in samples], device=scores_SK.device)
+        scores_SK = scores_SK + length_S[:, None] * model.heads.length_K
+    first_B = torch.tensor([0, *(len(_samples(row)) for row in rows[:-1])]).cumsum(0)
+    pair_B = torch.tensor([isinstance(row, PairRow) for row in rows], device=scores_SK.device)
+    p_B = torch.tensor([row.p for row in rows], device=scores_SK.device)
+    weight_BK = weight_BK.to(scores_SK.device)
+    own_BK, other_BK = scores_SK[first_B], scores_SK[(first_B + 1).clamp(max=len(samples) - 1)]
+    return torch.where(
+        pair_B[:, None],
+        preference_loss(own_BK - other_BK, p_B, weight_BK),
+        grade_loss(own_BK, model.heads.bias_K, p_B, weight_BK),
+    )
+
+
+def _samples(row: PairRow | GradeRow) -> tuple[Sample, ...]:
+    return (row.chosen, row.rejected) if isinstance(row, PairRow) else (row.reply,)
+
+
+def standardise(model: RewardModel, root_samples: Sequence[Sample]) -> None:
+    """Each head to mean 0 and deviation 1 on the root reference's replies. Stored with the heads."""
+    raw_BK = model.raw(root_samples).to(model.heads.mean_K.device)
+    model.heads.mean_K = raw_BK.mean(dim=0)
+    model.heads.deviation_K = raw_BK.std(dim=0, correction=0).clamp(min=1e-6)
+
+
+def report(
+    model: RewardModel, data: RewardData, losses: Sequence[float], root_samples: Sequence[Sample]
+) -> RewardReport:
+    """Accuracy with intervals, calibration, and what the reward owes to length."""
+    margin_B, p_B = pair_margins(model, data.heldout_pairs)
+    right_B = (margin_B > 0) == (p_B > 0.5)
+    decided_B = p_B != 0.5
+    kinds = np.array([pair.kind for pair in data.heldout_pairs])
+    accuracy = wilson(float(right_B[decided_B].sum()), int(decided_B.sum()))
+    graded = grade_accuracy(model, data.heldout_grades)
+    probability_B = 1.0 / (1.0 + np.exp(-margin_B))
+    flip_B = np.arange(len(p_B)) % 2 == 1  # `chosen` is always the likelier one: show both sides
+    probability_B, p_B = np.where(flip_B, 1 - probability_B, probability_B), np.where(flip_B, 1 - p_B, p_B)
+    return RewardReport(
+        pairs=int(decided_B.sum()),
+        accuracy=accuracy.value,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        grades=len(data.heldout_grades),
+        grade_accuracy=graded.value,
+        grade_accuracy_low=graded.low,
+        grade_accuracy_high=graded.high,
+        accuracy_by_kind={
+            str(k): (float(right_B[(kinds == k) & decided_B].mean()), int(((kinds == k) & decided_B).sum()))
+            for k in sorted(set(kinds[decided_B]))
+        },
+        calibration_error=calibration_error(probability_B, p_B),
+        brier=brier(probability_B, p_B),
+        length_correlation=length_correlation(model, root_samples) if root_samples else 0.0,
+        disagreement=float(model.scores(root_samples).std(1, correction=0).mean()) if root_samples else 0.0,
+        train_pairs=len(data.pairs),
+        train_grades=len(data.grades),
+        first_loss=losses[0],
+        last_loss=float(np.mean(losses[-10:])),
+    )
+
+
+def pair_margins(model: RewardModel, pairs: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean raw margin over the heads and soft label of each pair."""
+    if not pairs:
+        return np.zeros(0), np.zeros(0)
+    raw_BK = model.raw([s for pair in pairs for s in _samples(pair)])
+    margin_B = (raw_BK[0::2] - raw_BK[1::2]).mean(dim=1).double().numpy()
+    return margin_B, np.array([pair.p for pair in pairs])
+
+
+def grade_accuracy(model: RewardModel, grades: Sequence[GradeRow]) -> Interval:
+    if not grades:
+        return wilson(0, 0)
+    raw_BK = model.raw([g.reply for g in grades])
+    good_B = (raw_BK + model.heads.bias_K.detach().cpu()).mean(dim=1).numpy() > 0
+    return wilson(float((good_B == np.array([g.p > 0.5 for g in grades])).sum()), len(grades))
+
+
+def length_correlation(model: RewardModel, samples: Sequence[Sample]) -> float:
+    """Correlation of reward and length, both centred per prompt; 0 where nothing varies."""
+    scores_B = model(samples).double().numpy()
+    lengths_B = np.array([float(len(s.ids)) for s in samples])
+    for digest in {s.prompt.digest for s in samples}:
+        own_B = np.array([s.prompt.digest == digest for s in samples])
+        scores_B[own_B] -= scores_B[own_B].mean()
+        lengths_B[own_B] -= lengths_B[own_B].mean()
+    size = float(np.sqrt((scores_B**2).sum() * (lengths_B**2).sum()))
+    return float((scores_B * lengths_B).sum()) / size if size > 0 else 0.0
+
+
+def save(model: RewardModel, found: RewardReport, out_dir: Path) -> Path:
+    """Adapter, heads and report to `out_dir`; `report.json` is written last."""
+    export_adapter(model.trunk, Role.REWARD, out_dir / "adapter")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.heads.state_dict().items()}
+    save_file(state, out_dir / "heads.safetensors", {"uncertainty": repr(model.uncertainty)})
+    (out_dir / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return out_dir
+
+
+def load(trunk: Trunk, reward_dir: Path, uncertainty: float) -> tuple[RewardModel, RewardReport]:
+    """Raises: ModelError when the folder holds no reward model for this trunk."""
+    try:
+        state = load_file(reward_dir / "heads.safetensors")
+        found = msgspec.json.decode((reward_dir / "report.json").read_bytes(), type=RewardReport)
+        heads = RewardHeads(trunk.hidden_size, len(state["bias_K"]), 0)
+        heads.load_state_dict(state)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"{reward_dir} holds no reward model for this base: {e}") from e
+    load_adapter(trunk, Role.REWARD, reward_dir / "adapter")
+    return RewardModel(trunk, heads.to(trunk.device), uncertainty), found

@@ -1,0 +1,527 @@
+"""One turn of the loop: snapshot → reward model → PPO → evaluation → candidate, resumable after any kill.
+
+Each stage leaves its result in `runs/<run>/` before `run.json` says that it is done, so a killed turn goes on
+from its last finished stage (PPO from its last checkpoint). Decides nothing about serving: `ops` does.
+
+    run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from prometheus_client import Counter, Gauge
+
+from feedback import snapshots
+from feedback.config import Deployment, Pipeline
+from feedback.errors import FeedbackError
+from feedback.snapshots import Snapshot
+from learner import checkpoints, evaluate, train_policy, train_reward
+from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
+from learner.checkpoints import write_atomically
+from learner.config import Learner
+from learner.errors import DataError, LearnerError, SamplingError
+from learner.models import LanguageActor, Role, Trunk, does_nothing, export_adapter, load_adapter, load_trunk
+from learner.sampling import EngineSampler, LocalSampler, Sampler
+from learner.train_policy import PPO, RunState, StepMetrics
+from learner.train_reward import RewardModel, RewardReport
+from ops import store
+from ops.adapters import Adapter, EvalReport, adapter_name
+from ops.errors import OpsError
+from ops.registry import Registry
+from ops.telemetry import logger
+
+Stage = Literal["snapshot", "reward", "policy", "evaluate", "register"]
+STAGES: tuple[Stage, ...] = ("snapshot", "reward", "policy", "evaluate", "register")
+
+STAGE = Gauge("ratchet_learner_stage", "Stages that the running turn has finished; 0 when none runs")
+STEP = Gauge("ratchet_learner_policy_steps", "PPO steps done in the running turn")
+REWARD = Gauge(
+    "ratchet_learner_reward_mean", "Mean reward of the last PPO step, deviations of the root reference"
+)
+KL_ROOT = Gauge("ratchet_learner_kl_root_nats", "KL to the root reference per reply, last PPO step")
+BETA = Gauge("ratchet_learner_beta_ratio", "KL coefficient, reward deviations per nat")
+CLIPPED = Gauge("ratchet_learner_clip_fraction_ratio", "Share of tokens without gradient, last PPO step")
+RATIO = Gauge(
+    "ratchet_learner_ratio_before_ratio", "Mean policy ratio before the first update: 1, or the run stops"
+)
+ESS = Gauge("ratchet_learner_effective_sample_ratio", "Effective sample size of the last PPO step's tokens")
+ACCURACY = Gauge("ratchet_learner_reward_accuracy_ratio", "Held-out pair accuracy of the last reward model")
+TURN_SECONDS = Gauge("ratchet_learner_turn_seconds", "Duration of the last finished turn")
+TURNS = Counter("ratchet_learner_turns_total", "Turns of the loop, by outcome", ["outcome"])
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: one turn of the loop and how far it is."""
+
+    run_id: str
+    fingerprint: str
+    """Hash of settings and base model; a run is continued only under the same."""
+    started_at: datetime
+    stages: tuple[Stage, ...] = ()
+    """Those that are finished."""
+    snapshot: str | None = None
+    parent: str | None = None
+    """Adapter that the policy starts from and would replace."""
+    adapter: str | None = None
+    """The registered candidate."""
+    failed: str | None = None
+    """Why the run cannot go on."""
+    seconds: dict[str, float] = {}
+    """Duration of each finished stage."""
+    stopped: str = ""
+    """Why PPO ended before its last step."""
+
+    @property
+    def finished(self) -> bool:
+        return self.stages == STAGES
+
+
+OPERATIONAL = (
+    "poll_s",
+    "min_new_weight",
+    "metrics_port",
+    "sampler",
+    "threads",
+    "checkpoint_every",
+    "token_budget",
+)
+"""Settings that may change while a run is under way."""
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with stage, steps done, steps in all and a line of figures."""
+
+
+def silent(stage: str, done: int, total: int, figures: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a turn works with; values only."""
+
+    deployment: Deployment
+    pipeline: Pipeline
+    learner: Learner
+    base_dir: Path
+    engine_urls: Sequence[str]
+    progress: Progress = silent
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the resulting weights."""
+        values = {k: v for k, v in msgspec.structs.asdict(self.learner).items() if k not in OPERATIONAL}
+        text = msgspec.json.encode([values, store.base_digest(self.base_dir)], order="sorted")
+        return sha256(text).hexdigest()[:16]
+
+    def folder(self, run_id: str) -> Path:
+        return self.deployment.runs_dir / run_id
+
+
+def take_turn(setting: Setting, now: Callable[[], datetime]) -> Run:
+    """Continues the unfinished run under the same settings, or begins the next one, and sees it through.
+
+    Raises: LearnerError, FeedbackError, OpsError. An engine or database out of reach leaves the run to be
+    continued by the next call; anything else that `learner` refuses is final and noted in `run.json`.
+    """
+    run = unfinished(setting) or begin(setting, now())
+    log = logger(run=run.run_id)
+    log.info("turn_started", stages_done=list(run.stages), parent=run.parent)
+    begun = time.monotonic()
+    try:
+        bench = open_bench(setting, run)
+        try:
+            while not run.finished:
+                run = perform(bench, run, STAGES[len(run.stages)], now())
+                log.info(
+                    "stage_finished", stage=run.stages[-1], seconds=round(run.seconds[run.stages[-1]], 1)
+                )
+        finally:
+            bench.sampler.close()
+    except LearnerError as e:
+        TURNS.labels("interrupted" if isinstance(e, SamplingError) else "failed").inc()
+        if not isinstance(e, SamplingError):
+            write(setting, msgspec.structs.replace(read(setting.folder(run.run_id)), failed=str(e)))
+        raise
+    finally:
+        STAGE.set(0)
+    TURNS.labels("registered").inc()
+    TURN_SECONDS.set(time.monotonic() - begun)
+    return run
+
+
+def perform(bench: "Bench", run: Run, stage: Stage, now: datetime) -> Run:
+    """One stage, and the note that it is done."""
+    STAGE.set(STAGES.index(stage) + 1)
+    begun = time.monotonic()
+    changes = WORK[stage](bench, run, now)
+    seconds = {**run.seconds, stage: time.monotonic() - begun}
+    run = msgspec.structs.replace(run, stages=(*run.stages, stage), seconds=seconds, **changes)
+    write(bench.setting, run)
+    return run
+
+
+# runs on disk
+
+
+def runs(deployment: Deployment) -> list[Run]:
+    """Every run, oldest first."""
+    return [read(file.parent) for file in sorted(deployment.runs_dir.glob("run-*/run.json"))]
+
+
+def read(folder: Path) -> Run:
+    """Raises: DataError when the folder holds no run."""
+    try:
+        return msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
+    except (OSError, msgspec.DecodeError) as e:
+        raise DataError(f"{folder} holds no run: {e}") from e
+
+
+def write(setting: Setting, run: Run) -> None:
+    content = msgspec.json.format(msgspec.json.encode(run)) + b"\n"
+    write_atomically(setting.folder(run.run_id) / "run.json", content)
+
+
+def unfinished(setting: Setting) -> Run | None:
+    """The newest run, if it can go on: not finished, not failed, same settings and base model."""
+    found = runs(setting.deployment)
+    if not found or found[-1].finished or found[-1].failed or found[-1].fingerprint != setting.fingerprint:
+        return None
+    return found[-1]
+
+
+def begin(setting: Setting, now: datetime) -> Run:
+    """The next run, starting from the adapter that is stable now."""
+    numbers = [int(run.run_id.removeprefix("run-")) for run in runs(setting.deployment)]
+    run_id = f"run-{max(numbers, default=0) + 1:04d}"
+    with registry(setting) as adapters:
+        table = adapters.traffic()
+    parent = table.stable if table else None
+    run = Run(run_id=run_id, fingerprint=setting.fingerprint, started_at=now, parent=parent)
+    write(setting, run)
+    return run
+
+
+@contextmanager
+def registry(setting: Setting) -> Iterator[Registry]:
+    opened = Registry(setting.deployment.state)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+# what the stages share
+
+
+@dataclass
+class Bench:
+    """The trunk, its roles and the sampler, ready for a run's next stage."""
+
+    setting: Setting
+    folder: Path
+    seed: int
+    trunk: Trunk
+    actor: LanguageActor
+    sampler: Sampler
+    baseline: Role
+    """Role of the adapter that the candidate would replace: PARENT, or ROOT when that one does nothing."""
+    loaded: Snapshot | None = None
+    reward: tuple[RewardModel, RewardReport] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.trunk.encoder
+
+
+def open_bench(setting: Setting, run: Run) -> Bench:
+    """Base weights, the parent's adapter as policy and as parent, and the sampler."""
+    learner = setting.learner
+    seed = learner.seed * 1009 + int(run.run_id.removeprefix("run-"))
+    if learner.threads:
+        torch.set_num_threads(learner.threads)
+    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=seed)
+    parent = parent_folder(setting, run)
+    if parent is not None:
+        load_adapter(trunk, Role.POLICY, parent)
+        load_adapter(trunk, Role.PARENT, parent)
+    return Bench(
+        setting=setting,
+        folder=setting.folder(run.run_id),
+        seed=seed,
+        trunk=trunk,
+        actor=LanguageActor(trunk, learner.temperature),
+        sampler=open_sampler(setting, trunk, run.run_id),
+        baseline=Role.ROOT if parent is None else Role.PARENT,
+    )
+
+
+def parent_folder(setting: Setting, run: Run) -> Path | None:
+    """The parent's checked files; None when there is no parent or it does nothing (the identity adapter)."""
+    if run.parent is None:
+        return None
+    with registry(setting) as adapters:
+        parent = adapters.get(run.parent)
+    store.verify(Path(parent.path), parent.sha256)
+    return None if does_nothing(Path(parent.path)) else Path(parent.path)
+
+
+def open_sampler(setting: Setting, trunk: Trunk, run_id: str) -> Sampler:
+    if setting.learner.sampler == "local":
+        return LocalSampler(trunk)
+    sampler = EngineSampler(trunk, setting.engine_urls, setting.deployment.adapters_dir / "learner", run_id)
+    sampler.clear()
+    return sampler
+
+
+def snapshot_of(bench: Bench, run: Run) -> Snapshot:
+    if bench.loaded is None:
+        bench.loaded = snapshots.load(bench.setting.deployment.snapshots_dir / str(run.snapshot))
+    return bench.loaded
+
+
+def reward_of(bench: Bench) -> tuple[RewardModel, RewardReport]:
+    if bench.reward is None:
+        uncertainty = bench.setting.learner.reward_uncertainty
+        bench.reward = train_reward.load(bench.trunk, bench.folder / "reward", uncertainty)
+    return bench.reward
+
+
+def reward_data(snapshot: Snapshot, encoder: Encoder) -> RewardData:
+    """The snapshot's pairs and grades as token ids, in its own split."""
+    data = RewardData()
+    for pair in snapshot.pairs:
+        prompt = encoder.prompt(pair.prompt_digest, pair.prompt)
+        chosen, rejected = encoder.reply(prompt, pair.chosen), encoder.reply(prompt, pair.rejected)
+        heldout = snapshot.split_of(pair) == "heldout"
+        (data.heldout_pairs if heldout else data.pairs).append(
+            PairRow(chosen, rejected, pair.p, pair.weight, pair.kind)
+        )
+    for grade in snapshot.grades:
+        prompt = encoder.prompt(grade.prompt_digest, grade.prompt)
+        heldout = snapshot.split_of(grade) == "heldout"
+        (data.heldout_grades if heldout else data.grades).append(
+            GradeRow(encoder.reply(prompt, grade.reply), grade.p, grade.weight, grade.kind)
+        )
+    return data
+
+
+def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int) -> list[Prompt]:
+    """The split's prompts that are short enough, in order of digest (which is random, and stable).
+
+    Raises: DataError when there is none."""
+    states = sorted((p for p in snapshot.prompts if p.split == split), key=lambda p: p.prompt_digest)
+    prompts = [encoder.prompt(state.prompt_digest, state.prompt) for state in states]
+    kept = [p for p in prompts if len(p.ids) <= max_tokens]
+    if not kept:
+        raise DataError(f"{snapshot.manifest.name} has no {split} prompt of at most {max_tokens} tokens")
+    return kept
+
+
+# the stages
+
+
+def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
+    s = bench.setting
+    manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
+    return {"snapshot": manifest.name}
+
+
+def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
+    snapshot = snapshot_of(bench, run)
+    data = reward_data(snapshot, bench.encoder)
+
+    def on_step(loss: float, done: int, total: int) -> None:
+        bench.setting.progress("reward model", done, total, f"loss {loss:.3f}")
+
+    model, losses = train_reward.train(
+        bench.trunk, data, reward_settings(bench.setting.learner, bench.seed), on_step
+    )
+    root = root_samples(bench, snapshot)
+    train_reward.standardise(model, root)
+    found = train_reward.report(model, data, losses, root)
+    train_reward.save(model, found, bench.folder / "reward")
+    ACCURACY.set(found.accuracy)
+    bench.reward = (model, found)
+    return {}
+
+
+def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
+    return train_reward.Settings(
+        lr=learner.reward_lr,
+        epochs=learner.reward_epochs,
+        batch_prompts=learner.reward_batch_prompts,
+        heads=learner.reward_heads,
+        rank=learner.rank,
+        uncertainty=learner.reward_uncertainty,
+        length_covariate=learner.reward_length_covariate,
+        token_budget=learner.token_budget,
+        seed=seed,
+    )
+
+
+def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:
+    """Replies of the root reference to training prompts, four to each."""
+    learner = bench.setting.learner
+    prompts = prompts_of(snapshot, bench.encoder, "train", learner.max_prompt_tokens)
+    return bench.sampler.sample(
+        Role.ROOT,
+        prompts[: max(1, learner.root_samples // 4)],
+        n=4,
+        temperature=learner.temperature,
+        max_tokens=learner.max_reply_tokens,
+        seed=bench.seed,
+    )
+
+
+def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
+    learner = bench.setting.learner
+    prompts = prompts_of(snapshot_of(bench, run), bench.encoder, "train", learner.max_prompt_tokens)
+    reward, _ = reward_of(bench)
+    ppo = ppo_settings(learner, bench.seed)
+    state = train_policy.start(bench.actor, ppo)
+    folder = bench.folder / "checkpoints"
+    checkpoints.restore(folder, bench.actor, state, run.fingerprint)
+    lines = MetricLines(bench.folder / "metrics.jsonl", state.step)
+
+    def observe(metrics: StepMetrics, state: RunState) -> None:
+        lines.add(metrics)
+        show(metrics)
+        figures = f"reward {metrics.reward_mean:+.2f}, KL {metrics.kl_root_nats:.1f}"
+        bench.setting.progress("policy", state.step, ppo.steps, figures)
+        if state.step % learner.checkpoint_every == 0:
+            checkpoints.save(folder, bench.actor, state, run.fingerprint)
+
+    state = train_policy.run(bench.actor, bench.sampler, prompts, reward, ppo, state, observe)
+    export_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"stopped": state.stopped}
+
+
+def ppo_settings(learner: Learner, seed: int) -> PPO:
+    return PPO(
+        steps=learner.policy_steps,
+        prompts_per_step=learner.prompts_per_step,
+        samples_per_prompt=learner.samples_per_prompt,
+        epochs=learner.epochs,
+        minibatches=learner.minibatches,
+        policy_lr=learner.policy_lr,
+        value_lr=learner.value_lr,
+        beta=learner.beta,
+        target_kl=learner.target_kl_nats,
+        kl_budget=learner.kl_budget_nats,
+        missing_eos_penalty=learner.missing_eos_penalty,
+        temperature=learner.temperature,
+        max_tokens=learner.max_reply_tokens,
+        token_budget=learner.token_budget,
+        seed=seed,
+    )
+
+
+def evaluate_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
+    learner = bench.setting.learner
+    load_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
+    reward, reward_report = reward_of(bench)
+    prompts = prompts_of(snapshot_of(bench, run), bench.encoder, "heldout", learner.max_prompt_tokens)
+    plan = evaluate.Plan(
+        prompts=prompts[: learner.eval_prompts],
+        samples_per_prompt=learner.eval_samples,
+        temperature=learner.temperature,
+        max_tokens=learner.max_reply_tokens,
+        token_budget=learner.token_budget,
+        seed=bench.seed + 1,
+    )
+    report = evaluate.evaluate(
+        bench.actor,
+        bench.sampler,
+        reward,
+        plan,
+        reward_report,
+        baseline=bench.baseline,
+        baseline_name=run.parent,
+    )
+    write_atomically(bench.folder / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    return {}
+
+
+def register_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
+    """Into the store and the registry; doing it twice changes nothing."""
+    s = bench.setting
+    sha, path = store.put(bench.folder / "policy", s.deployment.adapters_dir, base_dir=s.base_dir)
+    report = msgspec.json.decode((bench.folder / "report.json").read_bytes(), type=EvalReport)
+    adapter = Adapter(
+        name=adapter_name(run.run_id, sha),
+        sha256=sha,
+        path=str(path),
+        base_sha256=store.base_digest(s.base_dir),
+        run_id=run.run_id,
+        parent=run.parent,
+        snapshot=run.snapshot,
+        reward_model=f"{run.run_id}/reward",
+        report=report,
+        created_at=run.started_at,
+        changed_at=now,
+    )
+    with registry(s) as adapters:
+        return {"adapter": adapters.register(adapter).name}
+
+
+WORK: dict[Stage, Callable[[Bench, Run, datetime], dict[str, Any]]] = {
+    "snapshot": take_snapshot,
+    "reward": train_reward_model,
+    "policy": train_policy_adapter,
+    "evaluate": evaluate_candidate,
+    "register": register_candidate,
+}
+
+
+class MetricLines:
+    """`metrics.jsonl`, one line a step; a continued run overwrites the lines after its checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
+        write_atomically(path, b"".join(kept))
+
+    def add(self, metrics: StepMetrics) -> None:
+        with self.path.open("ab") as f:
+            f.write(msgspec.json.encode(metrics) + b"\n")
+
+
+def show(metrics: StepMetrics) -> None:
+    """The step on the metrics port."""
+    STEP.set(metrics.step + 1)
+    REWARD.set(metrics.reward_mean)
+    KL_ROOT.set(metrics.kl_root_nats)
+    BETA.set(metrics.beta)
+    CLIPPED.set(metrics.clip_fraction)
+    RATIO.set(metrics.ratio_before)
+    ESS.set(metrics.effective_sample_size)
+
+
+def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float], bool]) -> None:
+    """Takes a turn whenever enough new feedback has arrived; `wait(seconds)` returns True to stop."""
+    log = logger()
+    while True:
+        try:
+            if unfinished(setting) or pending(setting) >= setting.learner.min_new_weight:
+                run = take_turn(setting, now)
+                log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
+        except (LearnerError, FeedbackError, OpsError) as e:
+            log.error("turn_failed", reason=str(e), kind=type(e).__name__)
+        if wait(setting.learner.poll_s):
+            return
+
+
+def pending(setting: Setting) -> float:
+    """Weight of grades and pairs that arrived since the last run's snapshot."""
+    taken = [run.snapshot for run in runs(setting.deployment) if run.snapshot]
+    return snapshots.pending_weight(setting.deployment.state, taken[-1] if taken else None)
