@@ -34,6 +34,12 @@ _OBJECTION = re.compile(
     r"\b(that'?s|that is|that was|this is|it'?s|it is|you'?re|you are)( just| still| simply| completely)?"
     r" (wrong|incorrect|not (what|right|correct|true|it)\b)"
     r"|\bnot what i (asked|meant|wanted|said|need)"
+    r"|\b(that|this|it|your (answer|reply|suggestion))( still)? (did|does)(n'?t| not) (work|help|answer)"
+    r"|\byou got (me|it|that) wrong"
+    r"|\b(that'?s|that is|that was|this is|it'?s|it is)( far| much| way)? too"
+    r" (long|short|wordy|verbose|vague|general|generic|complicated|technical|rude|harsh)\b"
+    r"|^(please )?(be|keep it|make it)( a bit| more| less)*"
+    r" (brief|short|shorter|concise|specific|friendly|friendlier|polite|formal|simple|simpler)\b"
     r"|\byou (misunderstood|misread|didn'?t (answer|understand|read)|did not (answer|understand|read))"
     r"|^(no\W+|nope\W+|actually\W+|sorry\W+)?(i|what i) (meant|mean|was asking|asked|said)\b"
     r"|^(wrong|incorrect)\b",

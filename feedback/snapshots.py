@@ -219,10 +219,7 @@ def assemble(
     Thumbs are centred, held-out users' rows on training prompts go, every account is capped within each
     split, and only then are graded replies contrasted across users.
     """
-    # sums of floats depend on their order, so everything is put in order of id first
-    sorted_grades = sorted(grades, key=lambda g: g.grade_id)
-    sorted_pairs = sorted(pairs, key=lambda p: p.pair_id)
-    sorted_shown = sorted(demonstrations, key=lambda d: d.demonstration_id)
+    centred, all_pairs, all_shown = centre_thumbs(grades), list(pairs), list(demonstrations)
 
     def split(row: Any) -> Split | None:
         return split_of(row.prompt, raters_of(row), heldout_fraction=config.heldout_fraction)
@@ -230,10 +227,10 @@ def assemble(
     rows: Rows = {table: [] for table in TABLES}
     placed = 0
     for name in ("train", "heldout"):
-        graded = [g for g in centre_thumbs(sorted_grades) if split(g) == name]
+        graded = [g for g in centred if split(g) == name]
         capped = cap_accounts(graded, config.account_cap)
-        found = [p for p in sorted_pairs if split(p) == name]
-        shown = [d for d in sorted_shown if split(d) == name]
+        found = [p for p in all_pairs if split(p) == name]
+        shown = [d for d in all_shown if split(d) == name]
         placed += len(graded) + len(found) + len(shown)
         found = cap_accounts([*found, *contrast(capped)], config.account_cap)
         rows["grades"] += [_grade_row(g, name) for g in capped]
@@ -244,7 +241,7 @@ def assemble(
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
     for table, column in _IDS.items():
         rows[table].sort(key=itemgetter(column))
-    return rows, len(sorted_grades) + len(sorted_pairs) + len(sorted_shown) - placed
+    return rows, len(centred) + len(all_pairs) + len(all_shown) - placed
 
 
 def hash_of(rows: Mapping[str, list[Row]]) -> str:

@@ -209,6 +209,11 @@ def test_only_the_first_reaction_to_a_reply_counts():
         "I meant my work account",
         "Actually, I asked about invoices",
         "Incorrect!",
+        "That did not work.",
+        "It still doesn't help",
+        "You got me wrong: I have no phone",
+        "That was way too long",
+        "Please be brief.",
     ],
 )
 def test_this_corrects_the_reply(said):
@@ -227,6 +232,9 @@ def test_this_corrects_the_reply(said):
         "Now what?",
         "Is it wrong to use the same password twice?",
         "What does reset mean?",
+        "My phone does not work",
+        "That is too kind of you!",
+        "Can it be shorter than eight letters?",
     ],
 )
 def test_this_corrects_nothing(said):
