@@ -66,6 +66,11 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metrics_port: int = 9103
     """Prometheus metrics of the controller; 0: off."""
 
+    def __post_init__(self) -> None:
+        steps = self.canary_steps
+        if steps != sorted(set(steps)) or not all(0.0 < step <= 1.0 for step in steps):
+            raise ValueError(f"canary_steps {steps} must rise, above 0 and up to 1")
+
 
 def replica_urls(engine: Engine) -> list[str]:
     """Base URLs of every replica, without a trailing slash."""

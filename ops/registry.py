@@ -4,6 +4,7 @@ Every change is compare-and-swap on a revision and writes its audit row first, i
 It decides nothing: `ops.gates` and `ops.rollout` do.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -396,7 +397,7 @@ def _move(
         "changed_at": changed_at.isoformat(),
     }
     if change.report is not None:
-        values["report"] = msgspec.json.encode(change.report).decode()
+        values["report"] = _report_text(change.report)
     c.execute(update(_adapters).where(_adapters.c.name == known.name).values(values))
 
 
@@ -425,7 +426,7 @@ def _row(adapter: Adapter) -> dict[str, Any]:
     return {
         **msgspec.structs.asdict(adapter),
         "state": adapter.state.value,
-        "report": None if adapter.report is None else msgspec.json.encode(adapter.report).decode(),
+        "report": None if adapter.report is None else _report_text(adapter.report),
         "created_at": adapter.created_at.isoformat(),
         "changed_at": adapter.changed_at.isoformat(),
     }
@@ -434,8 +435,15 @@ def _row(adapter: Adapter) -> dict[str, Any]:
 def _adapter(row: Any) -> Adapter:
     values = _plain(row)
     if values["report"] is not None:
-        values["report"] = msgspec.json.decode(values["report"], type=EvalReport)
+        values["report"] = msgspec.json.decode(values["report"], type=EvalReport, strict=False)
     return msgspec.convert(values, Adapter, strict=False)
+
+
+def _report_text(report: EvalReport) -> str:
+    """As JSON; NaN and infinity, which JSON lacks, as strings, so that bad evidence can be read back."""
+    values = msgspec.structs.asdict(report)
+    odd = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return msgspec.json.encode(values | odd).decode()
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The registry on SQLite and on a real PostgreSQL: one contract."""
 
+import math
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -72,6 +73,17 @@ def test_a_candidate_comes_back_as_it_was(registry: Registry) -> None:
     adapter = candidate(parent="base-00000000", snapshot="snapshot-1", reward_model="rm-1", report=REPORT)
     assert registry.register(adapter) == adapter
     assert registry.get(adapter.name) == adapter
+
+
+def test_evidence_with_nan_is_kept_as_it_is(registry: Registry) -> None:
+    """One broken report must not make the whole registry unreadable: its gates say ERROR."""
+    broken = msgspec.structs.replace(REPORT, reward_gain=math.nan, kl_root_nats=-math.inf)
+    registry.register(candidate(report=broken))
+    (listed,) = registry.list()
+    assert listed.report is not None
+    assert math.isnan(listed.report.reward_gain)
+    assert listed.report.kl_root_nats == -math.inf
+    assert listed.report.prompts == 40
 
 
 def test_registering_twice_changes_nothing(registry: Registry) -> None:
