@@ -183,14 +183,21 @@ def test_too_many_waiting_entries_are_refused_at_once(path: Path) -> None:
         assert all(f.result(_WAIT_S) is not None for f in (under_way, *futures[:10]))
 
 
-def test_a_deleted_file_is_an_error_until_the_process_restarts(log: EmbeddedLog, path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_gone_is_an_error_until_the_process_restarts(
+    log: EmbeddedLog, path: Path, replaced: bool
+) -> None:
     """SQLite would go on writing into the deleted file, and every acknowledgement would be a lie."""
     log.append(Topic.TURNS, "k", "first", b"v").result(_WAIT_S)
     for leftover in path.parent.glob("log.db*"):
         leftover.unlink()
+    if replaced:
+        with closing(EmbeddedLog(path)) as another:
+            another.append(Topic.TURNS, "k", "other", b"v").result(_WAIT_S)
     error = log.append(Topic.TURNS, "k", "second", b"v").exception(_WAIT_S)
     assert isinstance(error, LogUnavailable)
     assert str(path) in str(error)
+    assert not replaced or event_ids(path) == ["other"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

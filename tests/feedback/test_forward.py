@@ -181,6 +181,37 @@ def test_running_goes_on_after_failures_and_stops_when_told(outbox: EmbeddedLog)
     assert [e["event"] for e in logs] == ["forward_failed"]
 
 
+def test_a_backlog_is_moved_without_pauses(outbox: EmbeddedLog) -> None:
+    """Only an empty outbox is waited for; and even that wait ends when told to stop."""
+    fill(outbox, 1200)  # three batches
+    log, stop = Scripted([]), threading.Event()
+    thread = threading.Thread(target=run, args=(outbox, log, stop), kwargs={"poll_s": 60.0})
+    thread.start()
+    deadline_s = time.monotonic() + 15
+    while len(log.taken) < 1200 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert len(log.taken) == 1200
+
+
+def test_a_log_that_stays_down_is_asked_less_and_less_often(outbox: EmbeddedLog) -> None:
+    """Half a second, then twice as long each time; the wait ends at once when told to stop."""
+    fill(outbox, 1)
+    stop = threading.Event()
+    with capture_logs() as logs:
+        thread = threading.Thread(target=run, args=(outbox, Scripted([LogUnavailable("down")] * 9), stop))
+        thread.start()
+        deadline_s = time.monotonic() + _WAIT_S
+        while len(logs) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        stop.set()
+        thread.join(0.9)  # it would wait a second
+    assert not thread.is_alive()
+    assert [e["retry_s"] for e in logs] == [0.5, 1.0]
+
+
 @pytest.mark.kafka
 def test_everything_reaches_kafka_in_order(outbox: EmbeddedLog, kafka: KafkaLog) -> None:
     """Key, id and bytes as they were; a conversation's entries in the order of the outbox."""
