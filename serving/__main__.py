@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import signal
 import socket
 import sys
 from datetime import UTC, datetime
@@ -60,6 +61,8 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
             timeout_graceful_shutdown=max(1, round(gateway.drain_s)),
         )
     )
+    for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught again once it has drained
+        signal.signal(ending, lambda *_: None)
     try:
         server.run(sockets=[listening])
     finally:

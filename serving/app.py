@@ -54,6 +54,7 @@ def build(config: Gateway, *, log: EmbeddedLog, registry: RoutingSource, keys: K
                 await table.renew()
             tasks = [asyncio.create_task(table.keep(config.poll_s)) for table in tables]
             yield
+            await chat.last_words()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -49,6 +49,9 @@ TURNS = Counter(
     ["adapter", "arm", "finish_reason", "status"],
 )
 
+LAST_WORDS_S = 5.0
+"""Longest time between cutting replies off at shutdown and ending."""
+
 _CLIENT_GONE = 499
 """nginx's status for a client that closed its connection; only in metrics, it is never sent."""
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
@@ -214,6 +217,12 @@ class Chat:
         finally:
             self._in_flight -= 1
         REQUESTS.labels("chat", str(status)).inc()
+
+    async def last_words(self) -> None:
+        """After the server cut off what outlasted its drain time: wait until that is told and recorded."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self._in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     async def _accept(
         self, headers: dict[bytes, bytes], receive: Receive, response_id: str, started: float
