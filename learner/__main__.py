@@ -1,4 +1,4 @@
-"""`ratchet learn …`: make or fine-tune a base model, train reward model and policy, take turns of the loop."""
+"""`ratchet learn …`: make or tune a base model, train reward model and policy, take turns of the loop."""
 
 import argparse
 import signal

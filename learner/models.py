@@ -84,7 +84,9 @@ class Trunk:
         self.attach(role, lora_config(rank, linear_modules(self.causal_lm)), seed)
 
     def attach(self, role: Role, config: Any, seed: int) -> None:
+        """An adapter of this configuration for `role`, replacing an older one."""
         if role.value in self.model.peft_config:
+            self.model.base_model.set_adapter([])  # peft warns when an active adapter goes
             self.model.delete_adapter(role.value)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -255,7 +257,9 @@ def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) 
     """
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a bar per load would tear our own
     for name in ("config.json", "tokenizer_config.json"):
         if not (base_dir / name).is_file():
             raise ModelError(f"{base_dir} is no base model directory: it has no {name}")

@@ -332,6 +332,9 @@ def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int
 def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     s = bench.setting
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
+    bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
+    for split in ("train", "heldout"):  # refuse now, not after the training
+        prompts_of(bench.loaded, bench.encoder, split, s.learner.max_prompt_tokens)
     return {"snapshot": manifest.name}
 
 

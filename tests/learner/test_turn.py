@@ -1,0 +1,256 @@
+"""A whole turn of the loop on a tiny model: from events to a registered candidate, and after a kill at any stage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from feedback import pipeline, snapshots, store
+from feedback.config import Deployment, Pipeline
+from feedback.embedded import EmbeddedLog
+from learner import __main__ as cli
+from learner import turn
+from learner.config import Learner
+from learner.errors import DataError
+from learner.status import table
+from ops import store as adapter_store
+from ops.adapters import AdapterState
+from ops.registry import Registry
+from tests.feedback import builders
+
+NOW = builders.NOON + timedelta(hours=1)
+LEARNER = Learner(
+    sampler="local",
+    min_new_weight=5.0,
+    rank=4,
+    max_reply_tokens=8,
+    reward_epochs=1,
+    reward_heads=2,
+    root_samples=16,
+    policy_steps=3,
+    prompts_per_step=4,
+    samples_per_prompt=2,
+    checkpoint_every=1,
+    eval_prompts=8,
+    eval_samples=2,
+    threads=1,
+)
+
+
+def now() -> datetime:
+    return NOW
+
+
+def question(i: int) -> str:
+    """Words of its own, so that no two questions count as near-duplicates."""
+    return " ".join(blake2b(bytes([i, k]), digest_size=3).hexdigest() for k in range(4))
+
+
+def record_feedback(deployment: Deployment, users: int = 40) -> None:
+    """Each user asks something of their own and puts a thumb on the reply."""
+    log = EmbeddedLog(deployment.log_path)
+    try:
+        for i in range(users):
+            asked = builders.turn(
+                f"chatcmpl-{i:032x}",
+                question(i),
+                "Yes." if i % 2 else "No!",
+                conversation=f"c{i}",
+                who=f"u{i}",
+            )
+            builders.append(log, asked, builders.thumb(asked, bool(i % 2)))
+        state = store.open_state(deployment.state)
+        while pipeline.step(log, state, Pipeline(), now=NOW).records:
+            pass
+        state.dispose()
+    finally:
+        log.close()
+
+
+@pytest.fixture
+def setting(tmp_path: Path, tiny_base: Path) -> turn.Setting:
+    deployment = Deployment(data_dir=tmp_path, base_model=str(tiny_base))
+    record_feedback(deployment)
+    return turn.Setting(
+        deployment=deployment,
+        pipeline=Pipeline(account_cap=1.0),
+        learner=LEARNER,
+        base_dir=tiny_base,
+        engine_urls=[],
+    )
+
+
+@pytest.fixture
+def registry(setting: turn.Setting) -> Iterator[Registry]:
+    opened = Registry(setting.deployment.state)
+    yield opened
+    opened.close()
+
+
+def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
+    """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
+    run = turn.take_turn(setting, now)
+    candidate = registry.get(str(run.adapter))
+    assert candidate.state is AdapterState.REGISTERED
+    assert candidate.name == f"run-0001-{candidate.sha256[:8]}"
+    assert (candidate.run_id, candidate.snapshot) == ("run-0001", run.snapshot)
+    assert candidate.reward_model == "run-0001/reward"
+    assert candidate.base_sha256 == adapter_store.base_digest(setting.base_dir)
+    assert candidate.report is not None
+    assert candidate.report.samples == 2 * candidate.report.prompts
+    adapter_store.verify(Path(candidate.path), candidate.sha256)
+    assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
+    assert "finished" in table(setting.deployment)
+
+
+@pytest.mark.parametrize("last", turn.STAGES)
+def test_a_turn_killed_after_any_stage_ends_with_the_same_candidate(
+    setting: turn.Setting, registry: Registry, last: turn.Stage
+) -> None:
+    """Every stage leaves what the next one needs on disk: nothing hangs on the process."""
+    run = turn.begin(setting, NOW)
+    bench = turn.open_bench(setting, run)
+    for stage in turn.STAGES[: turn.STAGES.index(last) + 1]:
+        run = turn.perform(bench, run, stage, NOW)
+    continued = turn.take_turn(setting, now)
+    assert continued.run_id == ("run-0002" if last == "register" else "run-0001")
+    if last != "register":
+        assert continued.finished
+        assert registry.get(str(continued.adapter)).run_id == "run-0001"
+
+
+def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
+    setting: turn.Setting, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SIGKILL-like stop between two PPO steps: the continued run registers the very same adapter."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(stage: str, done: int, total: int, figures: str) -> None:
+        if stage == "policy" and done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        turn.take_turn(turn.Setting(**{**vars(setting), "progress": kill}), now)
+    continued = turn.take_turn(setting, now)
+    other = Deployment(data_dir=tmp_path_factory.mktemp("whole"), base_model=str(setting.base_dir))
+    record_feedback(other)
+    whole = turn.take_turn(turn.Setting(**{**vars(setting), "deployment": other}), now)
+    assert continued.adapter == whole.adapter
+    assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
+    """The candidate's parent is what serves, its gain is measured against that, KL still against the root."""
+    from ops.traffic import TrafficTable
+
+    first = turn.take_turn(setting, now)
+    registry.set_traffic(
+        TrafficTable(revision=1, stable=str(first.adapter)), expected_revision=0, by="test", at=NOW
+    )
+    second = turn.take_turn(setting, now)
+    candidate = registry.get(str(second.adapter))
+    assert candidate.parent == first.adapter
+    assert candidate.report is not None
+    assert candidate.report.baseline == first.adapter
+    assert candidate.report.kl_parent_nats != candidate.report.kl_root_nats
+
+
+def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> None:
+    """No prompt is short enough: final. The next turn is another run."""
+    impossible = turn.Setting(
+        **{**vars(setting), "learner": msgspec.structs.replace(LEARNER, max_prompt_tokens=1)}
+    )
+    with pytest.raises(DataError, match="no train prompt"):
+        turn.take_turn(impossible, now)
+    (run,) = turn.runs(setting.deployment)
+    assert run.failed is not None
+    assert turn.unfinished(impossible) is None
+    assert "failed" in table(setting.deployment)
+
+
+def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: turn.Setting) -> None:
+    """40 thumbs are more than the 5 asked for; nothing new after them, so no second turn."""
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 3
+
+    turn.serve(setting, now, wait)
+    assert len(turn.runs(setting.deployment)) == 1
+    assert turn.pending(setting) == 0.0
+    assert snapshots.listed(setting.deployment.snapshots_dir)
+
+
+@pytest.mark.slow
+def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
+    setting: turn.Setting, tmp_path: Path
+) -> None:
+    """A real process, a real SIGKILL, then the command again: it goes on and registers."""
+    config = tmp_path / "ratchet.toml"
+    settings = msgspec.structs.asdict(msgspec.structs.replace(LEARNER, policy_steps=30))
+    lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in settings.items()]
+    deployment = [f"data_dir = '{tmp_path}'", f"base_model = '{setting.base_dir}'"]
+    config.write_text("\n".join(["[deployment]", *deployment, "[learner]", *lines]))
+    code = f"from pathlib import Path; from learner.__main__ import main; main(['learn', 'turn'], Path('{config}'))"
+    metrics = setting.folder("run-0001") / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 4):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    (run,) = turn.runs(setting.deployment)
+    assert run.stages == ("snapshot", "reward")
+    assert cli.main(["learn", "turn"], config) == 0
+    (run,) = turn.runs(setting.deployment)
+    assert run.finished
+    assert len(metrics.read_bytes().splitlines()) == 30
+
+
+def test_refusals_are_one_line_and_status_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base directory that is none, on the command line."""
+    monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tmp_path))
+    monkeypatch.setenv("RATCHET_DEPLOYMENT_DATA_DIR", str(tmp_path / "data"))
+    assert cli.main(["learn", "reward", "--pairs", "none.jsonl"], None) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ratchet learn reward: ")
+    assert "config.json" in error
+    assert cli.main(["learn", "status"], None) == 0
+    assert "no runs yet" in capsys.readouterr().out
+
+
+def test_pairs_in_a_file_train_a_reward_model(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`learn reward --pairs FILE` reports accuracy with its interval, and names the hole in a bad file."""
+    monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tiny_base))
+    monkeypatch.setenv("RATCHET_LEARNER_MAX_REPLY_TOKENS", "8")
+    rows = [
+        {"messages": [{"role": "user", "content": f"Question {i}"}], "chosen": "Yes.", "rejected": "No!"}
+        for i in range(40)
+    ]
+    good = tmp_path / "pairs.jsonl"
+    good.write_bytes(b"\n".join(msgspec.json.encode(r) for r in rows))
+    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", str(tmp_path / "reward")], None) == 0
+    assert "held-out accuracy" in capsys.readouterr().out
+    assert (tmp_path / "reward" / "report.json").is_file()
+    good.write_bytes(msgspec.json.encode({**rows[0], "chosen": None}))
+    assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 1
+    assert "row 1, column 'chosen'" in capsys.readouterr().err
