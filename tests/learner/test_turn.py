@@ -1,4 +1,4 @@
-"""A whole turn of the loop on a tiny model: from events to a registered candidate, and after a kill at any stage."""
+"""A whole turn of the loop on a tiny model: from events to a registered candidate, killed at any stage."""
 
 import os
 import signal
@@ -202,9 +202,9 @@ def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
     lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in settings.items()]
     deployment = [f"data_dir = '{tmp_path}'", f"base_model = '{setting.base_dir}'"]
     config.write_text("\n".join(["[deployment]", *deployment, "[learner]", *lines]))
-    code = f"from pathlib import Path; from learner.__main__ import main; main(['learn', 'turn'], Path('{config}'))"
+    start = "import sys, pathlib, learner.__main__ as m; m.main(['learn', 'turn'], pathlib.Path(sys.argv[1]))"
     metrics = setting.folder("run-0001") / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", start, str(config)], cwd=Path(__file__).parents[2])
     try:
         deadline = time.monotonic() + 120
         while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 4):
