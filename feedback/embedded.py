@@ -22,7 +22,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from feedback.errors import LogError, LogFull, LogUnavailable
-from feedback.eventlog import Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, Position, Record, Topic
 
 COMMITS = Counter(
     "ratchet_feedback_log_commits_total",
@@ -47,10 +47,6 @@ _log = structlog.get_logger()
 
 _Offsets = dict[Topic, dict[str, int]]
 """Where the entries of a group lie: topic → event id → offset."""
-
-
-MAX_ENTRY_BYTES = 16 << 20
-"""Largest entry that the log takes; the same as on Kafka."""
 
 
 class _Entry(msgspec.Struct, frozen=True, eq=False):
@@ -294,17 +290,29 @@ def _open(path: Path, lock_timeout_s: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
-        (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found > FORMAT:
-            raise sqlite3.DatabaseError(
-                f"its format is {found}, this release reads up to {FORMAT}: upgrade ratchet"
-            )
-        if found < FORMAT:
-            _create(connection)
+        _prepare(connection, time.monotonic() + lock_timeout_s)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _prepare(connection: sqlite3.Connection, deadline_s: float) -> None:
+    """Check the format, make a new file's tables. SQLite does not wait for others that do so: we do."""
+    while True:
+        try:
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            if found > FORMAT:
+                raise sqlite3.DatabaseError(
+                    f"its format is {found}, the latest known here is {FORMAT}: upgrade"
+                )
+            if found < FORMAT:
+                _create(connection)
+            return
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_LOOK_AGAIN_S)
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -13,6 +13,9 @@ import msgspec
 
 from feedback.events import AdapterTransitioned, Event, SignalReceived, TurnRecorded
 
+MAX_ENTRY_BYTES = 16 << 20
+"""Largest value that a log takes; the same everywhere, so that whatever is in one fits into the other."""
+
 
 class Topic(StrEnum):
     TURNS = "turns"
@@ -50,7 +53,8 @@ class EventLog(Protocol):
 
         Never blocks on I/O. Appending the same `event_id` to the same topic again is harmless: the embedded
         log drops the second, Kafka may keep both and readers drop it. The position may be None when the
-        backend does not tell. The future fails with LogFull or LogUnavailable; then nothing was promised.
+        backend does not tell. The future fails with LogFull or LogUnavailable; then nothing was promised. Any
+        other LogError means this entry will never be taken: too large, or its key or id is no valid text.
         """
         ...
 
@@ -59,7 +63,7 @@ class EventLog(Protocol):
     def read(
         self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
     ) -> list[Record]:
-        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for the first."""
+        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one."""
         ...
 
     def end(self, topic: Topic, partition: int) -> int:

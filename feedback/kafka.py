@@ -25,10 +25,7 @@ from kafka.errors import (
 )
 
 from feedback.errors import ConfigError, LogError, LogUnavailable
-from feedback.eventlog import Position, Record, Topic
-
-MAX_ENTRY_BYTES = 16 << 20
-"""Largest entry that the topics made here take."""
+from feedback.eventlog import MAX_ENTRY_BYTES, Position, Record, Topic
 
 _TOPIC_CONFIG = {
     "retention.ms": "-1",  # the log is the source of truth: replaying it from zero must give everything

@@ -11,7 +11,7 @@ import pytest
 
 from feedback.embedded import EmbeddedLog
 from feedback.errors import LogError, LogUnavailable
-from feedback.eventlog import EventLog, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
 from feedback.kafka import KafkaLog
 
 Open = Callable[[], EventLog]
@@ -238,6 +238,17 @@ def test_an_entry_that_cannot_be_stored_fails_alone(log: EventLog) -> None:
     assert before.result(_WAIT_S) is not None
     assert after.result(_WAIT_S) is not None
     assert [r.event_id for r in everything(log)] == ["before", "after"]
+
+
+def test_an_entry_of_the_largest_size_is_taken_and_a_larger_one_refused_for_good(log: EventLog) -> None:
+    """Not LogUnavailable: trying again would never help. Kafka's own limit would be 1 MB."""
+    largest = bytes(MAX_ENTRY_BYTES)
+    position = log.append(Topic.TURNS, "k", "largest", largest).result(_WAIT_S)
+    assert position is not None
+    error = log.append(Topic.TURNS, "k", "larger", largest + b"v").exception(_WAIT_S)
+    assert type(error) is LogError
+    assert "larger" in str(error)
+    assert [r.value == largest for r in log.read(Topic.TURNS, position.partition, 0)] == [True]
 
 
 def test_a_caller_that_gives_up_does_not_take_its_entry_along(log: EventLog) -> None:

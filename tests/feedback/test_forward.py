@@ -17,7 +17,7 @@ from feedback.embedded import EmbeddedLog
 from feedback.errors import LogError, LogFull, LogUnavailable
 from feedback.eventlog import EventLog, Position, Record, Topic
 from feedback.forward import CURSOR, forward_once, observe, run
-from feedback.kafka import MAX_ENTRY_BYTES, KafkaLog
+from feedback.kafka import KafkaLog
 from tests.kafka_broker import Broker
 
 _WAIT_S = 30.0
@@ -226,15 +226,6 @@ def test_everything_reaches_kafka_in_order(outbox: EmbeddedLog, kafka: KafkaLog)
     for k in range(5):
         assert [r.value for r in turns if r.key == f"k{k}"] == [f"v{i}".encode() for i in range(k, 1200, 5)]
     assert len(on(kafka, Topic.SIGNALS)) == 30
-
-
-@pytest.mark.kafka
-def test_what_is_too_large_for_kafka_holds_nothing_up(outbox: EmbeddedLog, kafka: KafkaLog) -> None:
-    """The real log's own answer to such an entry is the one that the forwarder passes over."""
-    outbox.append(Topic.TURNS, "k", "huge", bytes(MAX_ENTRY_BYTES + 1)).result(_WAIT_S)
-    outbox.append(Topic.TURNS, "k", "small", b"v").result(_WAIT_S)
-    assert forward_once(outbox, kafka) == 2
-    assert [r.event_id for r in on(kafka, Topic.TURNS)] == ["small"]
 
 
 @pytest.mark.kafka

@@ -13,9 +13,9 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
 
-from feedback.errors import ConfigError, LogError, LogUnavailable
+from feedback.errors import ConfigError, LogUnavailable
 from feedback.eventlog import Position, Topic
-from feedback.kafka import MAX_ENTRY_BYTES, KafkaLog
+from feedback.kafka import KafkaLog
 from tests.kafka_broker import Broker
 
 _WAIT_S = 30.0
@@ -69,15 +69,6 @@ def test_keys_go_where_every_kafka_client_would_put_them(log: KafkaLog) -> None:
     """
     assert log.append(Topic.TURNS, "21", "a", b"v").result(_WAIT_S).partition == 0  # type: ignore[union-attr]
     assert log.append(Topic.TURNS, "foobar", "b", b"v").result(_WAIT_S).partition == 2  # type: ignore[union-attr]
-
-
-@pytest.mark.kafka
-def test_an_entry_of_several_megabytes_goes_through(log: KafkaLog) -> None:
-    """A long conversation with token ids is larger than Kafka's default limit of 1 MB."""
-    value = bytes(5_000_000)
-    position = log.append(Topic.TURNS, "k", "large", value).result(_WAIT_S)
-    assert position is not None
-    assert [r.value for r in log.read(Topic.TURNS, position.partition, 0)] == [value]
 
 
 @pytest.mark.kafka
@@ -214,14 +205,6 @@ def test_more_than_may_be_under_way_is_refused_at_once(free_port: int, prefix: s
         futures = [log.append(Topic.TURNS, "k", f"e{i}", b"v") for i in range(8)]
         assert ["already on their way" in str(f.exception(0)) for f in futures[5:]] == [True, True, True]
         assert all(isinstance(e, LogUnavailable) for e in errors(futures[:5], 4))
-
-
-def test_an_entry_beyond_the_limit_is_refused_for_good(free_port: int, prefix: str) -> None:
-    """Not LogUnavailable: trying again would never help, and whoever forwards must go on with the next."""
-    with closing(KafkaLog(f"127.0.0.1:{free_port}", prefix, 4, timeout_s=1.0)) as log:
-        error = log.append(Topic.TURNS, "k", "huge", bytes(MAX_ENTRY_BYTES + 1)).exception(0)
-    assert type(error) is LogError
-    assert "huge" in str(error)
 
 
 @pytest.mark.parametrize("servers", ["", "broker", "broker:", ":9092", "broker:kafka", "one:9092,two"])
