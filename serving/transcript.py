@@ -7,11 +7,10 @@ import msgspec
 from feedback.events import Message
 from serving.errors import EngineBroke
 
-_ENGINE_ONLY = (
-    "prompt_token_ids", "prompt_logprobs", "prompt_text", "kv_transfer_params", "ec_transfer_params",
-    "metrics",
-)  # fmt: skip
-_ENGINE_ONLY_IN_CHOICE = ("token_ids", "stop_reason", "routed_experts")
+_ENGINE_ONLY = frozenset(
+    "prompt_token_ids prompt_logprobs prompt_text kv_transfer_params ec_transfer_params metrics".split()
+)
+_ENGINE_ONLY_IN_CHOICE = frozenset({"token_ids", "stop_reason", "routed_experts"})
 
 
 class _ToolFunction(msgspec.Struct):
@@ -66,7 +65,9 @@ class _Chunk(msgspec.Struct):
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
-_objects = msgspec.json.Decoder(dict[str, Any])
+_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_NULL = msgspec.Raw(b"null")
 
 
 class Transcript:
@@ -140,14 +141,19 @@ class Transcript:
 
 
 def visible(data: bytes, response_id: str, wants_logprobs: bool) -> dict[str, Any]:
-    """A completion or chunk as the client may see it: our id, nothing that only engine and learner share."""
-    shown = _objects.decode(data)
+    """A completion or chunk as the client may see it: our id, nothing that only engine and learner share.
+
+    `data` must have passed `Transcript.add`. What is handed on stays the engine's own bytes.
+    """
+    shown: dict[str, Any] = {k: v for k, v in _objects.decode(data).items() if k not in _ENGINE_ONLY}
     shown["id"] = response_id
-    for name in _ENGINE_ONLY:
-        shown.pop(name, None)
-    for choice in shown.get("choices", ()):
-        for name in _ENGINE_ONLY_IN_CHOICE:
-            choice.pop(name, None)
-        if not wants_logprobs and "logprobs" in choice:
-            choice["logprobs"] = None
+    if "choices" in shown:
+        shown["choices"] = [_visible_choice(c, wants_logprobs) for c in _choices.decode(shown["choices"])]
+    return shown
+
+
+def _visible_choice(choice: dict[str, msgspec.Raw], wants_logprobs: bool) -> dict[str, msgspec.Raw]:
+    shown = {k: v for k, v in choice.items() if k not in _ENGINE_ONLY_IN_CHOICE}
+    if not wants_logprobs and "logprobs" in shown:
+        shown["logprobs"] = _NULL
     return shown
