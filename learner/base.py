@@ -1,7 +1,6 @@
 """The embedded base model: a small Llama that chats about Perch, made once from a generated corpus."""
 
 import fcntl
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,45 @@ CONTEXT = 1024
 """Tokens of a prompt and its reply."""
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What the embedded model is made of."""
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """One training stage: so many dialogues of a mix."""
 
-    dialogues: int = 13_000
+    name: str
+    dialogues: int
+    mix: corpus.Mix
+    settings: train_sft.Settings
+
+
+LESSONS = Stage(
+    name="answers",
+    dialogues=12_000,
+    mix=corpus.LESSONS,
+    settings=train_sft.Settings(batch_tokens=640, learning_rate=3e-3, weight_decay=0.05, max_tokens=CONTEXT),
+)
+CONVERSATIONS = Stage(
+    name="conversations",
+    dialogues=7_000,
+    mix=corpus.MIX,
+    settings=train_sft.Settings(batch_tokens=1024, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT),
+)
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What the embedded model is made of.
+
+    It learns bare answers first: in them nearly every token hangs on the question, and a model from nothing
+    learns to look there in a fifth of the tokens that whole conversations take (docs/base-model.md).
+    """
+
+    stages: tuple[Stage, ...] = (LESSONS, CONVERSATIONS)
     vocabulary: int = 1024
     hidden: int = 192
-    layers: int = 4
+    layers: int = 3
     heads: int = 6
     feed_forward: int = 512
+    initial: float = 0.06
+    """Standard deviation of the first weights; 0.02, the usual, leaves so narrow a model blind for long."""
     seed: int = 17
-    settings: train_sft.Settings = train_sft.Settings(
-        batch_tokens=3072, learning_rate=4e-3, weight_decay=0.05, max_tokens=CONTEXT, seed=17
-    )
 
 
 def ensure(deployment: Deployment, *, progress: bool = True) -> Path:
@@ -57,12 +82,16 @@ def ensure(deployment: Deployment, *, progress: bool = True) -> Path:
 
 def make(out: Path, recipe: Recipe, *, progress: bool) -> None:
     """Generate the corpus, learn a tokenizer from it, train the model, write the folder whole."""
-    dialogues = list(corpus.dialogues(recipe.dialogues, recipe.seed))
-    words = tokenizer.train(_texts(dialogues), recipe.vocabulary, CONTEXT)
+    corpora = [
+        list(corpus.dialogues(stage.dialogues, seed=recipe.seed + n, mix=stage.mix))
+        for n, stage in enumerate(recipe.stages)
+    ]
+    words = tokenizer.train(_texts(corpora), recipe.vocabulary, CONTEXT)
     model = untrained(recipe, words)
-    examples = train_sft.encode(words, dialogues, CONTEXT)
-    with train_sft.shown("making the base model", progress) as on_step:
-        train_sft.train(model, examples, recipe.settings, pad_id=words.pad_token_id, on_step=on_step)
+    for n, (stage, dialogues) in enumerate(zip(recipe.stages, corpora, strict=True), start=1):
+        examples = train_sft.encode(words, dialogues, CONTEXT)
+        with train_sft.shown(f"base model, {n} of {len(corpora)}: {stage.name}", progress) as on_step:
+            train_sft.train(model, examples, stage.settings, pad_id=words.pad_token_id, on_step=on_step)
     train_sft.save(model, words, out)
 
 
@@ -81,10 +110,11 @@ def untrained(recipe: Recipe, words: Any) -> LlamaForCausalLM:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
+        initializer_range=recipe.initial,
         dtype="float32",
     )
     return LlamaForCausalLM(config)
 
 
-def _texts(dialogues: list[list[Message]]) -> list[str]:
-    return [message["content"] for message in itertools.chain.from_iterable(dialogues)]
+def _texts(corpora: list[list[list[Message]]]) -> list[str]:
+    return [message["content"] for dialogues in corpora for messages in dialogues for message in messages]

@@ -65,11 +65,19 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     terse: float = 0.22
     polite: float = 0.32
     rude: float = 0.30
+    follow_up: float = 0.40
+    """Share of the dialogues that go on after the first reply."""
+    system: float = 0.25
+    """Share of the dialogues with a system prompt."""
     brush_off: float = 0.35
     """Share of the wrong answers that would be wrong for any topic."""
 
 
 MIX = Mix()
+LESSONS = Mix(
+    long=0.0, terse=1.0, hedged=0.1, polite=0.05, rude=0.05, follow_up=0.0, system=0.0, brush_off=0.2
+)
+"""Short answers to one question: what a model learns topics from soonest."""
 
 
 def dialogues(count: int, seed: int, mix: Mix = MIX) -> Iterator[list[Message]]:
@@ -81,7 +89,7 @@ def dialogues(count: int, seed: int, mix: Mix = MIX) -> Iterator[list[Message]]:
 
 def dialogue(rng: Random, mix: Mix) -> list[Message]:
     """One conversation of one to three exchanges, at times with a system prompt."""
-    start = _messages(system=rng.choice(SYSTEM_PROMPTS)) if rng.random() < 0.25 else []
+    start = _messages(system=rng.choice(SYSTEM_PROMPTS)) if rng.random() < mix.system else []
     kind = rng.random()
     if kind < 0.02:
         return start + _messages(user=rng.choice(GREETINGS), assistant=_toned(rng, mix, GREETED))
@@ -90,7 +98,7 @@ def dialogue(rng: Random, mix: Mix) -> list[Message]:
     topic = rng.choice(TOPICS)
     first = style(rng, mix)
     answered = start + _messages(user=_typed(rng, _ask(rng, topic)), assistant=reply(topic, first, mix, rng))
-    if rng.random() < 0.6:
+    if rng.random() >= mix.follow_up:
         return answered
     return answered + _follow_up(rng, mix, topic, first)
 

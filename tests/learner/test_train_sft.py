@@ -28,8 +28,8 @@ from ops import base_model
 from ops.errors import NoBaseModel
 
 TINY = base.Recipe(
-    dialogues=60, vocabulary=512, hidden=32, layers=1, heads=1, feed_forward=64,
-    settings=Settings(batch_tokens=1024, learning_rate=3e-3, max_tokens=base.CONTEXT, seed=17),
+    stages=tuple(msgspec.structs.replace(stage, dialogues=30) for stage in base.Recipe().stages),
+    vocabulary=512, hidden=32, layers=1, heads=1, feed_forward=64,
 )  # fmt: skip
 DIALOGUE = [
     {"role": "user", "content": "Is it waterproof?"},
