@@ -211,6 +211,18 @@ def test_one_account_cannot_fill_a_snapshot(tmp_path):
     assert share == pytest.approx(0.05, abs=1e-4)
 
 
+def test_thumbs_are_measured_against_their_users_habit(tmp_path):
+    """Ten ups of a fan say less than the one up of somebody who mostly presses down."""
+    events = []
+    for n, (who, up) in enumerate([("fan", True)] * 10 + [("critic", False)] * 9 + [("critic", True)]):
+        t = turn(f"h{n}", f"Question about subject{n}?", f"Reply {n}.", conversation=f"h{n}", who=who)
+        events += [t, thumb(t, up)]
+    manifest = built(tmp_path, events, config=Pipeline(heldout_fraction=0.0))
+    grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    fans, critics = ({g.p for g in grades if g.user == who and g.label} for who in ("fan", "critic"))
+    assert max(fans) < 0.9 < min(critics)
+
+
 # --- damaged snapshots
 
 
