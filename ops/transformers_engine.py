@@ -433,6 +433,8 @@ async def _unload(engine: Engine, request: "Request") -> None:
 
 
 async def _health(engine: Engine, request: "Request") -> None:
+    if not engine.thread.alive:
+        raise Refused(503, "ServiceUnavailable", "the model's thread has ended: start this replica again")
     await request.plain("")
 
 

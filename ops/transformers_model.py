@@ -95,6 +95,11 @@ class ModelThread:
             self._doomed.add(slot)
             self._wake.notify()
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread has ended, after which nothing submitted is ever answered."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         with self._wake:
             self._closing = True
@@ -118,7 +123,7 @@ class ModelThread:
             if batch:
                 self._generate_or_break(batch)
             for slot in free:
-                self._model.delete_adapter(slot)
+                self._delete(slot)
 
     def _take_batch(self) -> list[Row]:
         """The first row and all others of its adapter, as many as fit."""
@@ -150,7 +155,12 @@ class ModelThread:
         if self._model is self._base:
             self._base = self._model = self._read_base()
         elif slot in self._model.peft_config:
-            self._model.delete_adapter(slot)
+            self._delete(slot)
+
+    def _delete(self, slot: str) -> None:
+        """peft warns when the active adapter goes; `_use` chooses one before every batch."""
+        self._model.base_model.set_adapter([])
+        self._model.delete_adapter(slot)
 
     def _read_base(self) -> Any:
         model = transformers.AutoModelForCausalLM.from_pretrained(self._model_dir, dtype=self._dtype)
