@@ -96,6 +96,9 @@ OPERATIONAL = (
 )
 """Settings that may change while a run is under way."""
 
+LONGEST_WAIT_S = 60.0
+"""Between attempts at a turn that keeps failing; the wait doubles up to it."""
+
 Progress = Callable[[str, int, int, str], None]
 """Called with stage, steps done, steps in all and a line of figures."""
 
@@ -511,16 +514,24 @@ def show(metrics: StepMetrics) -> None:
 
 
 def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float], bool]) -> None:
-    """Takes a turn whenever enough new feedback has arrived; `wait(seconds)` returns True to stop."""
+    """Takes a turn whenever enough new feedback has arrived; `wait(seconds)` returns True to stop.
+
+    What the three packages refuse is logged and tried again, later each time.
+    """
     log = logger()
+    failures = 0
     while True:
         try:
             if unfinished(setting) or pending(setting) >= setting.learner.min_new_weight:
                 run = take_turn(setting, now)
                 log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
+            failures = 0
         except (LearnerError, FeedbackError, OpsError) as e:
-            log.error("turn_failed", reason=str(e), kind=type(e).__name__)
-        if wait(setting.learner.poll_s):
+            failures += 1
+            log.error("turn_failed", reason=str(e), kind=type(e).__name__, failures=failures)
+        if wait(
+            min(setting.learner.poll_s * 2 ** min(failures, 10), max(setting.learner.poll_s, LONGEST_WAIT_S))
+        ):
             return
 
 

@@ -192,6 +192,24 @@ def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: t
     assert snapshots.listed(setting.deployment.snapshots_dir)
 
 
+def test_the_daemon_survives_a_failing_turn_and_waits_longer_each_time(setting: turn.Setting) -> None:
+    """The engines are down: the run stays unfinished, to be continued when they are back."""
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 3
+
+    down = msgspec.structs.replace(LEARNER, sampler="engine")
+    turn.serve(
+        turn.Setting(**{**vars(setting), "learner": down, "engine_urls": ["http://127.0.0.1:9"]}), now, wait
+    )
+    assert waits == [4.0, 8.0, 16.0]
+    (run,) = turn.runs(setting.deployment)
+    assert run.failed is None
+    assert not run.finished
+
+
 @pytest.mark.slow
 def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
     setting: turn.Setting, tmp_path: Path
