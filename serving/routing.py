@@ -74,6 +74,7 @@ class Router:
         self._read_at = time.monotonic()
         self._in_flight: dict[str, int] = {}
         self._resting_until: dict[str, float] = {}
+        self._last_used: dict[str, float] = {}
         ROUTES_AGE.set_function(lambda: time.monotonic() - self._read_at)
 
     def refresh(self) -> None:
@@ -96,7 +97,8 @@ class Router:
         return self._routes is not None and self._routes.table.stable in self._routes.replicas
 
     def replica(self, adapter: str, avoid: Collection[str] = ()) -> str:
-        """The ready replica with the least in flight; one in `avoid` or resting only if there is no other.
+        """The ready replica with the least in flight, then the one that has waited longest; one in `avoid`
+        or resting only if there is no other.
 
         Raises: NoEngine.
         """
@@ -107,8 +109,9 @@ class Router:
             return ready[0]
         now = time.monotonic()
 
-        def reluctance(url: str) -> tuple[bool, bool, int]:
-            return url in avoid, self._resting_until.get(url, 0.0) > now, self._in_flight.get(url, 0)
+        def reluctance(url: str) -> tuple[bool, bool, int, float]:
+            resting = self._resting_until.get(url, 0.0) > now
+            return url in avoid, resting, self._in_flight.get(url, 0), self._last_used.get(url, 0.0)
 
         return min(ready, key=reluctance)
 
@@ -117,6 +120,7 @@ class Router:
         self._resting_until[url] = time.monotonic() + RESTING_S
 
     def occupy(self, url: str) -> None:
+        self._last_used[url] = time.monotonic()
         self._in_flight[url] = self._in_flight.get(url, 0) + 1
 
     def vacate(self, url: str) -> None:

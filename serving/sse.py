@@ -20,24 +20,20 @@ class Splitter:
 
     def __init__(self) -> None:
         self._pending = b""
-        self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Data of every event that `chunk` completes; b"" for one without data, such as a keep-alive comment.
 
         Raises: EngineBroke for an event above MAX_EVENT_BYTES.
         """
-        if self._after_cr and chunk:
-            self._after_cr = False
-            chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was cut in two
         searched = max(len(self._pending) - 3, 0)
         pending = self._pending + chunk if self._pending else chunk
         events: list[bytes] = []
         start = 0
         while end := _END.search(pending, max(start, searched)):
-            events.append(_data(pending[start : end.start()]))
+            if end.start() > start:  # else only blank lines, or half of a CRLF that was cut in two
+                events.append(_data(pending[start : end.start()]))
             start = end.end()
-        self._after_cr = 0 < start == len(pending) and pending.endswith(b"\r")
         self._pending = pending[start:]
         if len(self._pending) > MAX_EVENT_BYTES:
             raise EngineBroke(f"the engine sent an event of more than {MAX_EVENT_BYTES} bytes")

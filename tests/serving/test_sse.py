@@ -44,8 +44,11 @@ event = st.lists(st.tuples(line, end), min_size=1, max_size=4)
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    events = draw(st.lists(st.tuples(event, end), max_size=5))
-    return b"".join(b"".join(text + stop for text, stop in lines) + blank for lines, blank in events)
+    """Events, some with more blank lines between them than needed."""
+    events = draw(st.lists(st.tuples(event, st.lists(end, min_size=1, max_size=3)), max_size=5))
+    return b"".join(
+        b"".join(text + stop for text, stop in lines) + b"".join(blanks) for lines, blanks in events
+    )
 
 
 @given(streams(), st.lists(st.integers(min_value=0), max_size=8))
