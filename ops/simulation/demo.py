@@ -43,6 +43,9 @@ data_dir = "{data_dir}"
 [gateway]
 port = {port}
 
+[pipeline]
+retry_window_s = 0.0  # simulated users ask again at once
+
 [learner]
 min_new_weight = {min_new_weight}
 
