@@ -12,6 +12,7 @@ import http.client
 import json
 import secrets
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -88,10 +89,11 @@ class LocalSampler:
         stop_E = torch.tensor(self.trunk.encoder.eos_ids, device=device)
         places_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.trunk.causal_lm.config)
-        done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        drawn: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        for _ in range(max_tokens):
+        rows_B = torch.arange(len(prompts), device=device)
+        drawn_BT = torch.full((len(prompts), max_tokens), self.trunk.pad_id, device=device)
+        logprobs_BT = torch.zeros(len(prompts), max_tokens, device=device)
+        lengths_B = torch.full((len(prompts),), max_tokens, device=device)
+        for t in range(max_tokens):
             out = self.trunk.backbone(
                 input_ids=ids_BL,
                 attention_mask=mask_BL,
@@ -101,24 +103,32 @@ class LocalSampler:
             )
             log_BV = torch.log_softmax(self.trunk.logits(out.last_hidden_state[:, -1]) / temperature, dim=-1)
             next_B = torch.multinomial(log_BV.exp(), 1, generator=generator).squeeze(1)
-            drawn.append(next_B)
-            logprobs.append(log_BV.gather(1, next_B[:, None]).squeeze(1))
-            done_B = done_B | torch.isin(next_B, stop_E)
-            if bool(done_B.all()):
+            drawn_BT[rows_B, t] = next_B
+            logprobs_BT[rows_B, t] = log_BV.gather(1, next_B[:, None]).squeeze(1)
+            ended_B = torch.isin(next_B, stop_E)
+            lengths_B[rows_B[ended_B]] = t + 1
+            going_B = (~ended_B).nonzero().squeeze(1)
+            if len(going_B) == 0:
                 break
-            ids_BL, places_BL = next_B[:, None], places_BL[:, -1:] + 1
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(prompts), 1)], dim=1)
-        return self._cut(prompts, torch.stack(drawn, 1).tolist(), torch.stack(logprobs, 1).tolist())
+            if len(going_B) < len(rows_B):
+                cache.batch_select_indices(going_B)
+            rows_B, ids_BL = rows_B[going_B], next_B[going_B, None]
+            places_BL = places_BL[going_B, -1:] + 1
+            mask_BL = torch.cat([mask_BL[going_B], mask_BL.new_ones(len(going_B), 1)], dim=1)
+        return self._cut(prompts, drawn_BT.tolist(), logprobs_BT.tolist(), lengths_B.tolist())
 
     def _cut(
-        self, prompts: Sequence[Prompt], drawn: list[list[int]], logprobs: list[list[float]]
+        self,
+        prompts: Sequence[Prompt],
+        drawn: list[list[int]],
+        logprobs: list[list[float]],
+        lengths: list[int],
     ) -> list[Sample]:
-        """Each row up to and with its first end-of-text token."""
+        """Each row up to and with its end-of-text token."""
         stops = set(self.trunk.encoder.eos_ids)
         samples = []
-        for prompt, ids, values in zip(prompts, drawn, logprobs, strict=True):
-            end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
-            finish: Finish = "length" if end is None else "stop"
+        for prompt, ids, values, end in zip(prompts, drawn, logprobs, lengths, strict=True):
+            finish: Finish = "stop" if ids[end - 1] in stops else "length"
             samples.append(Sample(prompt, tuple(ids[:end]), tuple(values[:end]), finish, self.version))
         return samples
 
@@ -150,6 +160,7 @@ class EngineSampler:
         self.prefix = f"{PREFIX}{run_id}-{secrets.token_hex(2)}"
         self.version = 0
         self._served: dict[Role, tuple[str, Path]] = {}
+        self._loading = threading.Lock()
         self._pool = ThreadPoolExecutor(STREAMS_PER_REPLICA * len(self.urls), thread_name_prefix="sampler")
 
     def clear(self) -> None:
@@ -172,12 +183,13 @@ class EngineSampler:
     def _load(self, name: str, path: Path) -> None:
         """On every replica that answers. Raises: SamplingError when none took it."""
         failures = []
-        for url in self.urls:
-            try:
-                if name not in vllm_adapters.listed(url):
-                    vllm_adapters.load(url, name, path)
-            except EngineError as e:
-                failures.append(str(e))
+        with self._loading:  # several requests may notice at once that a replica forgot the name
+            for url in self.urls:
+                try:
+                    if name not in vllm_adapters.listed(url):
+                        vllm_adapters.load(url, name, path)
+                except EngineError as e:
+                    failures.append(str(e))
         if len(failures) == len(self.urls):
             raise SamplingError(f"no engine loaded {name}: {'; '.join(failures)}")
 
