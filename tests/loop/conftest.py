@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.loop.processes import Process
+from tests.loop.toy import make_toy_base
 
 Launch = Callable[..., Process]
 
@@ -25,3 +26,9 @@ def launch() -> Iterator[Launch]:
         for process in started:
             process.kill()
             print(f"--- {process.name}\n{process.tail()}")  # pytest shows it with a failure only
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that is easily made better (see `tests.loop.toy`)."""
+    return make_toy_base(tmp_path_factory.mktemp("toy"))

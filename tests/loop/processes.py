@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -100,6 +102,14 @@ def wait_until(
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(poll_s)
+
+
+def ready(url: str) -> bool:
+    """Whether the gateway at `url` would find an adapter and a replica for a chat."""
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _toml(value: Any) -> str:

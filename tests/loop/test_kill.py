@@ -15,7 +15,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import httpx
 import pytest
 
 from feedback import codec, pipeline, snapshots, store
@@ -32,7 +31,7 @@ from tests.kafka_broker import Broker
 from tests.loop.clients import Received, converse
 from tests.loop.conftest import Launch
 from tests.loop.echo_engine import echo_engine
-from tests.loop.processes import Process, wait_until, write_config
+from tests.loop.processes import Process, ready, wait_until, write_config
 from tests.serving.conftest import serving
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -141,13 +140,6 @@ def slow_disk(deployment: Deployment) -> Iterator[None]:
         time.sleep(0.3)
         yield
         connection.execute("ROLLBACK")
-
-
-def ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def check_promises(log: EventLog, received: Received) -> tuple[Counter[str], Counter[str]]:
