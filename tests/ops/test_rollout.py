@@ -204,6 +204,15 @@ def test_rolling_back_takes_the_canary_first_and_then_the_stable_one() -> None:
     assert found.table is not None and found.table.stable == BASE.name
 
 
+def test_rolling_back_from_the_base_keeps_it() -> None:
+    """An operator promoted the base and takes that back: the base must stay loaded, it is the last resort."""
+    adapters = [adapter(BASE.name, S.STABLE), adapter(NEW.name, S.SUPERSEDED)]
+    table = TrafficTable(revision=5, stable=BASE.name, previous=NEW.name)
+    found = rollback(adapters, table, NOW, "")
+    assert moves(found) == {NEW.name: S.STABLE, BASE.name: S.SUPERSEDED}
+    assert found.table is not None and found.table.pinnable == (BASE.name,)
+
+
 def test_behind_the_base_there_is_nothing() -> None:
     with pytest.raises(TransitionRefused, match="nothing behind it"):
         rollback([BASE], ALONE, NOW, "")
@@ -317,9 +326,8 @@ class Rollouts(RuleBasedStateMachine):
         try:
             self.apply(rollback(list(self.adapters.values()), self.table, self.now, "op"))
         except TransitionRefused:
-            assert serving == (BASE.name, None)
+            assert (*serving, self.table.previous) == (BASE.name, None, None)
         else:
-            assert serving != (BASE.name, None)
             assert (self.table.stable, self.table.canary) != serving
 
     @invariant()
