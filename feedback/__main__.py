@@ -13,7 +13,7 @@ from feedback.errors import ConfigError, FeedbackError
 
 
 def main(argv: list[str], config: Path | None) -> int:
-    """Run one verb; 0 when it did what it says, 1 when it could not, with the reason on stderr."""
+    """Run one verb; 0 when it did what it says, 2 when it could not, with the reason on stderr."""
     args = _parser().parse_args(argv)
     try:
         sections = read(config)
@@ -26,7 +26,7 @@ def main(argv: list[str], config: Path | None) -> int:
         )
     except FeedbackError as e:
         print(f"ratchet {args.verb}: {e}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

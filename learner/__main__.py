@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str], config: Path | None) -> int:
-    """`argv` starts with `learn`. Returns: exit status; 1 with one line on stderr for what was refused."""
+    """`argv` starts with `learn`. Returns: exit status; 2 with one line on stderr for what was refused."""
     args = parser().parse_args(argv[1:])
     try:
         sections = read(config)
@@ -75,7 +75,7 @@ def main(argv: list[str], config: Path | None) -> int:
             )
     except (LearnerError, FeedbackError, OpsError) as e:
         print(f"ratchet learn {args.verb}: {e}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def base(deployment: Deployment) -> int:

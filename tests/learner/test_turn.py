@@ -240,13 +240,13 @@ def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
     assert len(metrics.read_bytes().splitlines()) == 30
 
 
-def test_refusals_are_one_line_and_status_one(
+def test_refusals_are_one_line_and_status_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base directory that is none, on the command line."""
     monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tmp_path))
     monkeypatch.setenv("RATCHET_DEPLOYMENT_DATA_DIR", str(tmp_path / "data"))
-    assert cli.main(["learn", "reward", "--pairs", "none.jsonl"], None) == 1
+    assert cli.main(["learn", "reward", "--pairs", "none.jsonl"], None) == 2
     error = capsys.readouterr().err
     assert error.startswith("ratchet learn reward: ")
     assert "config.json" in error
@@ -270,5 +270,5 @@ def test_pairs_in_a_file_train_a_reward_model(
     assert "held-out accuracy" in capsys.readouterr().out
     assert (tmp_path / "reward" / "report.json").is_file()
     good.write_bytes(msgspec.json.encode({**rows[0], "chosen": None}))
-    assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 1
+    assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 2
     assert "row 1, column 'chosen'" in capsys.readouterr().err
