@@ -24,7 +24,7 @@ from serving.auth import Keys, Role
 from tests.kafka_broker import Broker
 from tests.loop.conftest import Launch
 from tests.loop.echo_engine import echo_engine
-from tests.loop.processes import ready, run, wait_until, write_config
+from tests.loop.processes import free_ports, ready, run, wait_until, write_config
 from tests.serving.conftest import serving
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -286,13 +286,3 @@ def only_line(stderr: str) -> str:
     lines = stderr.strip().splitlines()
     assert len(lines) == 1, stderr
     return lines[0]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports

@@ -1,7 +1,6 @@
 """The whole loop with a toy model, in memory: from conversations to a better adapter, and back."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from serving.app import build
 from serving.auth import Keys, Role
 from serving.config import Gateway
 from tests.engines import make_adapter
+from tests.loop.people import People, said
 from tests.loop.processes import ready, wait_until
 from tests.loop.toy import CONTEXT, GOOD, LEARNER, QUESTIONS
 from tests.serving.conftest import serving
@@ -47,27 +47,12 @@ class Loop:
     deployment: Deployment
     base_dir: Path
     engine_url: str
-    sdk: openai.OpenAI
-    """Without retries, so that a request that fails fails the test."""
+    people: People
     log: EmbeddedLog
     registry: Registry
     controller: Controller
     identity: str
     passes: int = field(default=0)
-
-    def ask(self, user: str, question: str, seed: int) -> Any:
-        """One reply; the same question again is the same conversation."""
-        return self.sdk.chat.completions.create(
-            model="ratchet",
-            messages=[{"role": "user", "content": question}],
-            user=user,
-            max_tokens=16,
-            seed=seed,
-            extra_headers={"x-ratchet-conversation": f"{user}/{QUESTIONS.index(question)}"},
-        )
-
-    def judge(self, reply: Any, **feedback: Any) -> None:
-        self.sdk.post("/feedback", body={"response_id": reply.id, **feedback}, cast_to=object)
 
     def reconcile(self, times: int = 1) -> None:
         """Passes of the controller, ten seconds apart."""
@@ -114,7 +99,8 @@ def loop(toy_base: Path, tmp_path: Path) -> Iterator[Loop]:
         gateway = build(Gateway(poll_s=0.05), log=log, registry=registry, keys=keys, secret=b"s" * 32)
         url = stack.enter_context(serving(gateway))
         sdk = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
-        made = Loop(deployment, toy_base, engine_url, sdk, log, registry, controller, identity.name)
+        people = People(sdk, like=lambda reply: reply == GOOD, improve=lambda reply: GOOD, max_tokens=16)
+        made = Loop(deployment, toy_base, engine_url, people, log, registry, controller, identity.name)
         made.reconcile(3)
         wait_until(lambda: ready(url), "the base model's adapter serves")
         yield made
@@ -122,7 +108,7 @@ def loop(toy_base: Path, tmp_path: Path) -> Iterator[Loop]:
 
 def test_a_turn_of_the_loop(loop: Loop) -> None:
     """People prefer good to bad and say so; what they said makes the adapter that then serves them."""
-    before = chat(loop, [f"user-{n}" for n in range(12)], QUESTIONS, judging=True)
+    before = loop.people.chat([f"user-{n}" for n in range(12)], QUESTIONS, judging=True)
     loop.fold()
     run = turns.take_turn(loop.setting(), lambda: NOON)
     candidate = str(run.adapter)
@@ -131,14 +117,14 @@ def test_a_turn_of_the_loop(loop: Loop) -> None:
     loop.reconcile(3)
     assert loop.state_of(candidate) is AdapterState.CANARY, loop.registry.get(candidate).reason
     wait_until(lambda: candidate in served_by(loop), "the canary serves")
-    during = chat(loop, [f"visitor-{n}" for n in range(24)], QUESTIONS[:24])
+    during = loop.people.chat([f"visitor-{n}" for n in range(24)], QUESTIONS[:24])
     assert {reply.ratchet["adapter"] for reply in during} == {loop.identity, candidate}
     assert all((r.ratchet["arm"] == "canary") == (r.ratchet["adapter"] == candidate) for r in during)
 
     loop.reconcile(3)
     assert loop.state_of(candidate) is AdapterState.STABLE, loop.registry.get(candidate).reason
     wait_until(lambda: served_by(loop)[1] == candidate, "the new adapter serves everybody")
-    after = chat(loop, [f"guest-{n}" for n in range(24)], QUESTIONS[:24])
+    after = loop.people.chat([f"guest-{n}" for n in range(24)], QUESTIONS[:24])
     assert {reply.ratchet["adapter"] for reply in after} == {candidate}
     assert share_good(after) >= share_good(before) + 0.2
 
@@ -146,7 +132,7 @@ def test_a_turn_of_the_loop(loop: Loop) -> None:
 
     operators.roll_back(loop.registry, by="operator:ann", reason="a test", clock=lambda: NOON)
     wait_until(lambda: served_by(loop)[1] == loop.identity, "the base model's adapter serves again")
-    assert chat(loop, ["user-0"], QUESTIONS[:1])[0].ratchet["adapter"] == loop.identity
+    assert loop.people.chat(["user-0"], QUESTIONS[:1])[0].ratchet["adapter"] == loop.identity
     loop.reconcile(2)
     assert loop.state_of(candidate) is AdapterState.ROLLED_BACK
     assert candidate not in vllm_adapters.listed(loop.engine_url)
@@ -174,9 +160,9 @@ def test_a_bad_adapter_never_serves(loop: Loop, tmp_path: Path) -> None:
     assert loop.state_of(bad) is AdapterState.REJECTED
     assert "reward_gain fail" in loop.registry.get(bad).reason
     assert bad not in vllm_adapters.listed(loop.engine_url)
-    assert {r.ratchet["adapter"] for r in chat(loop, ["ann", "bob"], QUESTIONS[:8])} == {loop.identity}
+    assert {r.ratchet["adapter"] for r in loop.people.chat(["ann", "bob"], QUESTIONS[:8])} == {loop.identity}
     with pytest.raises(openai.NotFoundError, match=bad):
-        loop.sdk.chat.completions.create(
+        loop.people.sdk.chat.completions.create(
             model=bad, messages=[{"role": "user", "content": "Is the fig ripe?"}]
         )
 
@@ -201,48 +187,20 @@ def worse(baseline: str) -> EvalReport:
     )
 
 
-def chat(loop: Loop, users: Sequence[str], questions: Sequence[str], *, judging: bool = False) -> list[Any]:
-    """Each question once, by one user after the other; every first reply, in order."""
-
-    def converse(n: int) -> Any:
-        user, question = users[n % len(users)], questions[n]
-        reply = loop.ask(user, question, n)
-        if judging:
-            react(loop, user, question, n, reply)
-        return reply
-
-    with ThreadPoolExecutor(8) as threads:
-        return list(threads.map(converse, range(len(questions))))
-
-
-def react(loop: Loop, user: str, question: str, n: int, reply: Any) -> None:
-    """A thumb; a bad reply is asked for again, and once more put right by hand."""
-    loop.judge(reply, kind="thumb", value=float(is_good(reply)))
-    if not is_good(reply):
-        second = loop.ask(user, question, 1000 + n)
-        loop.judge(second, kind="thumb", value=float(is_good(second)))
-        if not is_good(second):
-            loop.judge(second, kind="edit", text=GOOD)
-
-
-def is_good(reply: Any) -> bool:
-    return bool(reply.choices[0].message.content == GOOD)
-
-
 def share_good(replies: Sequence[Any]) -> float:
-    return sum(map(is_good, replies)) / len(replies)
+    return sum(said(reply) == GOOD for reply in replies) / len(replies)
 
 
 def served_by(loop: Loop) -> list[str]:
     """The names that the gateway serves at this moment: `ratchet`, the stable adapter, a canary, …"""
-    return [model.id for model in loop.sdk.models.list()]
+    return [model.id for model in loop.people.sdk.models.list()]
 
 
 def check_lineage(loop: Loop, reply: Any) -> None:
     """From a served reply to its adapter, to that one's snapshot, to its pairs, to events in the log."""
     served = codec.decode(loop.log.find(Topic.TURNS, f"turn-{reply.id}") or b"").data
     assert isinstance(served, TurnRecorded)
-    assert served.reply["content"] == reply.choices[0].message.content
+    assert served.reply["content"] == said(reply)
     adapter = loop.registry.get(served.adapter)
     assert adapter.parent == loop.identity
     snapshot = snapshots.load(loop.deployment.snapshots_dir / str(adapter.snapshot))
