@@ -56,10 +56,22 @@ step_turns = 10
 READY_S = 300.0
 TURN_S = 1200.0
 """Longest time for one turn of the loop."""
-QUIET, BUSY = 2, 24
-"""Conversations at a time: while the learner works, and while feedback is gathered."""
-WAVE = 40
-"""Conversations between two looks at what the loop does."""
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How much the simulated users chat."""
+
+    concurrency: int
+    wave: int
+    """Conversations between two looks at what the loop does."""
+    pause_s: float
+    """After each wave."""
+
+
+GATHERING = Pace(24, 48, 0.0)
+LEARNING = Pace(1, 1, 2.0)
+"""Two cores do both, chats and training: one conversation now and then shows that serving goes on."""
+ROLLING_OUT = Pace(8, 16, 0.0)
 
 
 def main(argv: list[str], config: Path | None) -> int:
@@ -232,25 +244,24 @@ class Crowd:
     def __init__(self, stage: Stage, seed: int) -> None:
         self.stage = stage
         self.seed = seed * 1000
-        self.concurrency = BUSY
+        self.pace = GATHERING
         self.stopping = False
         self.reports: list[Report] = []
 
     async def chat(self) -> None:
-        self.stopping = False
-        self.concurrency = BUSY
+        self.stopping, self.pace = False, GATHERING
         while not self.stopping:
             self.seed += 1
-            size = WAVE if self.concurrency == BUSY else QUIET
             report = await run(
                 self.stage.address,
                 self.stage.key,
-                users=size,
-                conversations=size,
+                users=self.pace.wave,
+                conversations=self.pace.wave,
                 seed=self.seed,
-                concurrency=self.concurrency,
+                concurrency=self.pace.concurrency,
             )
             self.reports.append(report)
+            await asyncio.sleep(self.pace.pause_s)
 
     @property
     def conversations(self) -> int:
@@ -281,9 +292,10 @@ async def one_turn(
             ),
         )
         gathered = time.monotonic()
-        crowd.concurrency = QUIET
+        crowd.pace = LEARNING
         await until(lambda: bool(stage_of(registry) - before), say, lambda: f"turn {turn}: {learning(stage)}")
         learned = time.monotonic()
+        crowd.pace = ROLLING_OUT
         name = sorted(stage_of(registry) - before)[-1]
         await until(
             lambda: registry.get(name).state in DECIDED,
@@ -372,7 +384,13 @@ async def measured(stage: Stage, registry: Registry, options: argparse.Namespace
     questions = random.Random(options.seed).sample(helpdesk.questions("heldout"), options.questions)
     with doing(stage.console, f"measuring {table.stable} on {len(questions)} held-out questions"):
         replies = await measure(
-            stage.address, stage.key, table.stable, questions, options.samples, options.seed, concurrency=BUSY
+            stage.address,
+            stage.key,
+            table.stable,
+            questions,
+            options.samples,
+            options.seed,
+            concurrency=GATHERING.concurrency,
         )
     found = summary(table.stable, replies)
     stage.console.print(f"true utility of {table.stable} on held-out questions: {found.utility}")

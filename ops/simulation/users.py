@@ -8,7 +8,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -129,7 +130,7 @@ async def run(
         desk = Desk(client, model, habits, split, Counter(), Counter(), [], [], [])
         asked = rng.choices(helpdesk.questions(split), k=conversations)
         talks = [begun(desk, people[n % users], n, question) for n, question in enumerate(asked)]
-        await _at_most(concurrency, (hold(desk, talk) for talk in talks))
+        await _at_most(concurrency, [partial(hold, desk, talk) for talk in talks])
     return Report(
         users=users,
         conversations=conversations,
@@ -172,7 +173,7 @@ async def measure(
 
     asked = [question for question in questions for _ in range(samples)]
     async with sdk(base_url, api_key) as client:
-        return await _at_most(concurrency, (sample(client, n, q) for n, q in enumerate(asked)))
+        return await _at_most(concurrency, [partial(sample, client, n, q) for n, q in enumerate(asked)])
 
 
 def interval(replies: Sequence[Judged]) -> Interval | None:
@@ -405,13 +406,13 @@ def sdk(base_url: str, api_key: str) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=120.0)
 
 
-async def _at_most(concurrency: int, jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def _at_most(concurrency: int, jobs: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     """Results in order, with at most `concurrency` jobs under way. The first error cancels the rest."""
     free = asyncio.Semaphore(concurrency)
 
-    async def admitted(job: Coroutine[Any, Any, T]) -> T:
+    async def admitted(job: Callable[[], Awaitable[T]]) -> T:
         async with free:
-            return await job
+            return await job()
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(admitted(job)) for job in jobs]

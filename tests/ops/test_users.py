@@ -61,7 +61,7 @@ class Service:
 
     async def signal(self, request: Request) -> Response:
         self.feedback.append(await request.json())
-        return JSONResponse({"id": "signal"}, 201)
+        return JSONResponse({"signal_id": f"signal-{len(self.feedback)}"}, 201)
 
     def kinds(self) -> list[str]:
         return [signal["kind"] for signal in self.feedback]
