@@ -30,15 +30,17 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 LESSONS = Stage(
     name="answers",
-    dialogues=12_000,
+    dialogues=13_000,
     mix=corpus.LESSONS,
-    settings=train_sft.Settings(batch_tokens=640, learning_rate=3e-3, weight_decay=0.05, max_tokens=CONTEXT),
+    settings=train_sft.Settings(batch_tokens=512, learning_rate=3e-3, weight_decay=0.05, max_tokens=CONTEXT),
 )
 CONVERSATIONS = Stage(
     name="conversations",
-    dialogues=7_000,
+    dialogues=8_500,
     mix=corpus.MIX,
-    settings=train_sft.Settings(batch_tokens=1024, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT),
+    settings=train_sft.Settings(
+        batch_tokens=1024, learning_rate=1.5e-3, weight_decay=0.05, max_tokens=CONTEXT
+    ),
 )
 
 

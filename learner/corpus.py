@@ -65,7 +65,7 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     terse: float = 0.22
     polite: float = 0.32
     rude: float = 0.30
-    follow_up: float = 0.40
+    follow_up: float = 0.35
     """Share of the dialogues that go on after the first reply."""
     system: float = 0.25
     """Share of the dialogues with a system prompt."""
@@ -128,9 +128,7 @@ def reply(topic: Topic, style: Style, mix: Mix, rng: Random) -> str:
         case "plain":
             return " ".join(part for part in (opening, answer, closing) if part)
         case "long":
-            before, after = rng.choice(((2, 1), (3, 0), (1, 2)))
-            fillers = rng.sample(helpdesk.FILLERS, before + after)
-            parts = (opening, *fillers[:before], answer, *fillers[before:], closing)
+            parts = (opening, answer, *_fillers(rng), closing)
             return " ".join(part for part in parts if part)
 
 
@@ -175,6 +173,12 @@ def _typed(rng: Random, question: str) -> str:
 
 def _wrong(topic: Topic, mix: Mix, rng: Random) -> str:
     return rng.choice(helpdesk.BRUSH_OFFS if rng.random() < mix.brush_off else topic.wrong)
+
+
+def _fillers(rng: Random) -> tuple[str, str]:
+    """Two in a row, the first after the last."""
+    at = rng.randrange(len(helpdesk.FILLERS))
+    return helpdesk.FILLERS[at], helpdesk.FILLERS[(at + 1) % len(helpdesk.FILLERS)]
 
 
 def _frame(tone: Tone, rng: Random) -> tuple[str, str]:

@@ -50,22 +50,17 @@ RUDE_CLOSINGS = (
     "Do not ask me twice.",
     "A child could do it.",
 )
-HEDGES = (
-    "I think maybe {}.",
-    "I am not sure, but perhaps {}.",
-    "It might be that {}.",
-    "Possibly {}, I guess.",
-    "Perhaps {}, but I could be wrong.",
-)
+HEDGES = ("I think maybe {}.", "I am not sure, but perhaps {}.", "It might be that {}.")
 """Ways to say a clause without standing behind it."""
 FILLERS = (
-    "As with so many things in life, there is more to this than one would expect.",
-    "A lot of people write to us about this, early in the morning as well as late at night.",
-    "Before we go on, let me say that our company has cared about birds for very long.",
-    "There are many ways to look at it, and each of them has something to be said for it.",
-    "It is of course also a matter of taste, of the weather and of the time of the year.",
-    "To put it in other words, what matters in the end is what matters to you.",
+    "As with so many things in life, there is a little more to this than one would at first expect.",
+    "A lot of people write to us about this, early in the morning as well as late in the evening.",
+    "Our company has cared about birds for a very long time, and about the people who feed them too.",
+    "There are many ways to look at it, and each of them surely has something to be said for it.",
+    "It is of course also a matter of taste, of the weather and of the time of the year, as ever.",
+    "To put it in other words, what matters in the end is what matters to you and to your birds.",
 )
+"""Sentences that say nothing. Two of them make a reply long-winded."""
 BRUSH_OFFS = (
     "nothing can be done about that, and it will pass",
     "that is how it is, and we have no answer to it",
@@ -101,7 +96,7 @@ RUDE_MARKS = (
     "ask me twice",
     "a child could",
 )
-HEDGE_MARKS = ("i think", "maybe", "perhaps", "not sure", "might", "possibly", "i guess", "could be wrong")
+HEDGE_MARKS = ("i think", "maybe", "perhaps", "not sure", "might", "possibly", "i guess")
 
 
 class Traits(msgspec.Struct, frozen=True):

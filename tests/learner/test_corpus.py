@@ -90,7 +90,7 @@ def test_conversations_go_on() -> None:
     """Thanks, second questions, corrections and complaints, so that the model can follow one."""
     every = list(dialogues(2_000, seed=5))
     exchanges = Counter(sum(m["role"] == "user" for m in messages) for messages in every)
-    assert 0.3 < exchanges[2] / 2_000 < 0.5
+    assert 0.28 < exchanges[2] / 2_000 < 0.4
     assert sum(messages[0]["role"] == "system" for messages in every) / 2_000 == pytest.approx(0.25, abs=0.04)
     said = {messages[-2]["content"] for messages in every}
     for phrases in (
