@@ -8,6 +8,7 @@ LearnerError
 │   ├── RatioError         new and old policy differ before the first optimizer step
 │   └── SamplerError       sampler and trainer disagree about the probability of the same tokens
 ├── CheckpointError    a checkpoint that is not whole, or belongs to another run
+├── Busy               another learner is taking a turn on the same runs
 └── SamplingError      no engine gave the samples that were asked for
 """
 
@@ -41,6 +42,10 @@ class SamplerError(GuardError):
 
 
 class CheckpointError(LearnerError):
+    pass
+
+
+class Busy(LearnerError):
     pass
 
 

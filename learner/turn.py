@@ -6,6 +6,7 @@ from its last finished stage (PPO from its last checkpoint). Decides nothing abo
     run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json
 """
 
+import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from learner import checkpoints, evaluate, train_policy, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
 from learner.checkpoints import write_atomically
 from learner.config import Learner
-from learner.errors import DataError, LearnerError, SamplingError
+from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.models import LanguageActor, Role, Trunk, does_nothing, export_adapter, load_adapter, load_trunk
 from learner.sampling import EngineSampler, LocalSampler, Sampler
 from learner.train_policy import PPO, RunState, StepMetrics
@@ -133,9 +134,30 @@ def take_turn(setting: Setting, now: Callable[[], datetime]) -> Run:
     """Continues the unfinished run under the same settings, or begins the next one, and sees it through.
 
     Raises: LearnerError, FeedbackError, OpsError. An engine or database out of reach leaves the run to be
-    continued by the next call; anything else that `learner` refuses is final and noted in `run.json`.
+    continued by the next call; anything else that `learner` refuses is final and noted in `run.json`. Busy
+    while another learner takes a turn here.
     """
-    run = unfinished(setting) or begin(setting, now())
+    with alone(setting):
+        return see_through(setting, unfinished(setting) or begin(setting, now()), now)
+
+
+@contextmanager
+def alone(setting: Setting) -> Iterator[None]:
+    """Two learners would train one run twice and unload each other's adapters. A lock dies with its process.
+
+    Raises: Busy.
+    """
+    setting.deployment.runs_dir.mkdir(parents=True, exist_ok=True)
+    with (setting.deployment.runs_dir / "learner.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Busy(f"another learner is taking a turn in {setting.deployment.runs_dir}") from e
+        yield
+
+
+def see_through(setting: Setting, run: Run, now: Callable[[], datetime]) -> Run:
+    """Every stage that is left. Raises as `take_turn` does."""
     log = logger(run=run.run_id)
     log.info("turn_started", stages_done=list(run.stages), parent=run.parent)
     begun = time.monotonic()
@@ -526,6 +548,8 @@ def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float],
                 run = take_turn(setting, now)
                 log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
             failures = 0
+        except Busy as e:  # somebody runs `ratchet learn turn`
+            log.info("turn_elsewhere", reason=str(e))
         except (LearnerError, FeedbackError, OpsError) as e:
             failures += 1
             log.error("turn_failed", reason=str(e), kind=type(e).__name__, failures=failures)

@@ -19,7 +19,7 @@ from feedback.embedded import EmbeddedLog
 from learner import __main__ as cli
 from learner import turn
 from learner.config import Learner
-from learner.errors import DataError
+from learner.errors import Busy, DataError
 from learner.status import table
 from ops import store as adapter_store
 from ops.adapters import AdapterState
@@ -176,6 +176,15 @@ def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> 
     assert run.failed is not None
     assert turn.unfinished(impossible) is None
     assert "failed" in table(setting.deployment)
+
+
+def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:
+    """`learn turn` beside the daemon: refused, and the daemon just waits; else both would train one run."""
+    with turn.alone(setting):
+        with pytest.raises(Busy, match="another learner"):
+            turn.take_turn(setting, now)
+        turn.serve(setting, now, lambda seconds: True)
+    assert turn.runs(setting.deployment) == []
 
 
 def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: turn.Setting) -> None:

@@ -34,10 +34,12 @@ SHORT_WORDS = 16
 LEARNER = {
     "min_new_weight": 1e9,  # the test says when a turn begins
     "max_reply_tokens": 64,
+    "reward_epochs": 1,
+    "reward_heads": 2,
     "root_samples": 32,
-    "policy_steps": 4,
-    "prompts_per_step": 16,
-    "eval_prompts": 24,
+    "policy_steps": 3,
+    "prompts_per_step": 8,
+    "eval_prompts": 16,
     "eval_samples": 2,
     "metrics_port": 0,
 }
@@ -47,6 +49,8 @@ ROLLOUT = {
     "step_turns": 8,
     "drain_s": 2.0,
     "min_prompts": 5,
+    "min_reward_gain": -2.0,  # how much better a real turn makes it is the demo's business
+    "min_reward_model_pairs": 5,
     "max_length_ratio": 5.0,  # these people want short replies
     "metrics_port": 0,
 }
@@ -112,7 +116,7 @@ def test_a_turn_and_a_swap_on_real_parts(service: Service) -> None:
         people = People(sdk, like=is_short, improve=first_sentence, max_tokens=64)
         base = stable(registry)
         base_words = greedy(people, base)
-        questions = helpdesk.questions("seen")[:120]
+        questions = helpdesk.questions("seen")[:100]
         people.chat([f"user-{n}" for n in range(30)], questions, judging=True, threads=16)
         wait_until(lambda: caught_up(placed, log), "everything is in Kafka and folded")
 
