@@ -96,13 +96,17 @@ def write_config(folder: Path, **sections: Mapping[str, Any]) -> Path:
 
 
 def wait_until(
-    condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0, poll_s: float = 0.05
+    condition: Callable[[], bool],
+    what: str,
+    *,
+    timeout_s: float = 60.0,
+    else_show: Callable[[], str] = str,
 ) -> None:
-    """Raises: AssertionError saying `what` did not happen."""
+    """Raises: AssertionError saying `what` did not happen, and what there is to see then."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(poll_s)
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}\n{else_show()}"
+        time.sleep(0.05)
 
 
 def ready(url: str) -> bool:

@@ -80,7 +80,9 @@ def test_a_full_disk_turns_recording_off_and_on_again(
     config = configure(tmp_path, placed, gateway={"port": free_port, "log_timeout_s": 1.0})
     with closing(Client(f"http://127.0.0.1:{free_port}", prepare(placed, engine_url))) as client:
         gateway = launch(config, "gateway")
-        wait_until(lambda: ready(f"http://127.0.0.1:{free_port}"), f"the gateway starts\n{gateway.tail()}")
+        wait_until(
+            lambda: ready(f"http://127.0.0.1:{free_port}"), "the gateway starts", else_show=gateway.tail
+        )
         before = client.ask("Is there space?").json()["id"]
         assert client.thumb(before).status_code == 200
 
@@ -126,7 +128,7 @@ def test_chat_outlives_kafka_and_the_outbox_drains_after(
         forwarder = launch(config, "forward")
         wait_until(lambda: ready(f"http://127.0.0.1:{free_port}"), "the gateway starts")
         promised = [client.ask("Is Kafka up?").json()["id"]]
-        wait_until(lambda: waiting(outbox) == 0, f"the first turn is forwarded\n{forwarder.tail()}")
+        wait_until(lambda: waiting(outbox) == 0, "the first turn is forwarded", else_show=forwarder.tail)
 
         kafka_broker.kill()
         promised += [client.ask(f"Does number {n} get through?").json()["id"] for n in range(20)]
@@ -136,7 +138,7 @@ def test_chat_outlives_kafka_and_the_outbox_drains_after(
         assert forwarder.running
 
         kafka_broker.start()
-        wait_until(lambda: waiting(outbox) == 0, f"the outbox drains\n{forwarder.tail()}", timeout_s=90)
+        wait_until(lambda: waiting(outbox) == 0, "the outbox drains", else_show=forwarder.tail, timeout_s=90)
     with closing(open_log(placed)) as log:
         assert ids(log, Topic.TURNS) == {f"turn-{response_id}" for response_id in promised}
         assert len(ids(log, Topic.SIGNALS)) == 21
@@ -162,7 +164,7 @@ def test_a_dead_engine_is_503_at_once_and_comes_back_with_its_adapter(
     with closing(Client(f"http://127.0.0.1:{port}", key)) as client:
         engine = launch(config, "engine")
         controller, gateway = launch(config, "controller"), launch(config, "gateway")
-        wait_until(lambda: ready(f"http://127.0.0.1:{port}"), f"the service starts\n{controller.tail()}")
+        wait_until(lambda: ready(f"http://127.0.0.1:{port}"), "the service starts", else_show=controller.tail)
         first = client.ask("Are you there?")
         assert first.status_code == 200
 
@@ -175,7 +177,7 @@ def test_a_dead_engine_is_503_at_once_and_comes_back_with_its_adapter(
         assert refused.json()["error"]["code"] == "engine_unavailable"
 
         engine.start()
-        wait_until(lambda: client.ask("Back?").status_code == 200, f"it answers again\n{engine.tail()}")
+        wait_until(lambda: client.ask("Back?").status_code == 200, "it answers again", else_show=engine.tail)
         assert client.ask("Who?").json()["ratchet"]["adapter"] == first.json()["ratchet"]["adapter"]
         assert gateway.running and controller.running
 

@@ -123,7 +123,7 @@ def load_and_kill(
                     victim.kill()
                 victim.start()
                 killed[victim.name] += 1
-                wait_until(lambda: ready(site.url), f"the gateway is ready again\n{gateway.tail()}")
+                wait_until(lambda: ready(site.url), "the gateway is ready again", else_show=gateway.tail)
             time.sleep(0.5)
         finally:
             stop.set()
@@ -171,7 +171,7 @@ def entries(log: EventLog, topic: Topic) -> list[Event]:
 def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) -> None:
     """The state that lived through the kills gives the same snapshot as one made from zero in one go."""
     state = store.open_state(site.deployment.state)
-    wait_until(lambda: folded(state) == ends(log), f"the pipeline catches up\n{folding.tail()}")
+    wait_until(lambda: folded(state) == ends(log), "the pipeline catches up", else_show=folding.tail)
     assert folding.stop() == 0
     survived = snapshots.build_from(state, tmp_path / "survived", PIPELINE, NOON)
     with store.reading(state) as tx:
