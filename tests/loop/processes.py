@@ -23,9 +23,11 @@ class Process:
         self._environ = environ
         self.output = config.with_name(f"{'-'.join(argv)}.log")
         self.name = argv[0]
+        self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Process":
+        self.starts += 1
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 self._argv,

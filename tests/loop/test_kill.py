@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from random import Random
@@ -118,8 +118,10 @@ def load_and_kill(
         talking = [threads.submit(converse, site.url, site.key, n, stop) for n in range(CLIENTS)]
         try:
             for victim in order:
-                time.sleep(chance.uniform(0.05, 1.0))
-                with slow_disk(site.deployment) if chance.random() < 0.5 else nullcontext():
+                wait_until(partial(at_work, victim), f"{victim.name} works again", else_show=victim.tail)
+                time.sleep(chance.uniform(0.05, 0.8))
+                moment = chance.choice((nullcontext, commits_wait, just_committed))
+                with moment(written_by(victim, site.deployment)):
                     victim.kill()
                 victim.start()
                 killed[victim.name] += 1
@@ -132,14 +134,36 @@ def load_and_kill(
     return received, killed
 
 
+def at_work(victim: Process) -> bool:
+    """A pipeline that is killed while it still starts has nothing to lose."""
+    return victim.name != "pipeline" or victim.output.read_text().count("pipeline_ready") == victim.starts
+
+
+def written_by(victim: Process, deployment: Deployment) -> Path:
+    """The SQLite file that a process commits to."""
+    return deployment.data_dir / "state.db" if victim.name == "pipeline" else deployment.log_path
+
+
 @contextmanager
-def slow_disk(deployment: Deployment) -> Iterator[None]:
-    """Nothing becomes durable meanwhile, so that the kill falls between a reply's end and its record."""
-    with closing(sqlite3.connect(deployment.log_path, timeout=10, isolation_level=None)) as connection:
+def commits_wait(file: Path) -> Iterator[None]:
+    """The disk is slow for a moment: what is promised before it is durable will be lost."""
+    with closing(sqlite3.connect(file, timeout=10, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         time.sleep(0.3)
         yield
         connection.execute("ROLLBACK")
+
+
+@contextmanager
+def just_committed(file: Path) -> Iterator[None]:
+    """A commit is over this instant: what belongs together and was committed apart will be torn."""
+    deadline = time.monotonic() + 1.0
+    with closing(sqlite3.connect(file, timeout=10, isolation_level=None)) as connection:
+        before = connection.execute("PRAGMA data_version").fetchone()
+        while connection.execute("PRAGMA data_version").fetchone() == before:
+            if time.monotonic() > deadline:
+                break
+        yield
 
 
 def check_promises(log: EventLog, received: Received) -> tuple[Counter[str], Counter[str]]:
