@@ -8,6 +8,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export RATCHET_DEPLOYMENT_CACHE_DIR ?= $(CURDIR)/build/cache
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+# threads that wait for one another sleep instead of spinning: tests start many processes on few cores
+export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: help install base demo up unit test check lint types contracts docs bench lock clean
 

@@ -1,6 +1,7 @@
 """`ratchet learn …`: make or tune a base model, train reward model and policy, take turns of the loop."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str], config: Path | None) -> int:
     """`argv` starts with `learn`. Returns: exit status; 2 with one line on stderr for what was refused."""
     args = parser().parse_args(argv[1:])
+    # threads that wait for one another shall sleep: beside an engine on the same cores, spinning made a
+    # training step five times as long. Read when torch loads, so before any import of it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sections = read(config)
         deployment = section(sections, "deployment", Deployment)

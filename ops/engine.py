@@ -48,17 +48,19 @@ def environment(engine: Engine, environ: Mapping[str, str], cpus: int | None = N
     """The replica's environment: no hub, run-time adapters, threads that leave cores to the learner.
 
     Threads are not bound to cores: vLLM's own binding takes all but one, and on small machines two bound
-    processes starve each other.
+    processes starve each other. For the same reason the engine's core runs the model itself: a worker process
+    of its own would spin for a second after every step, taking a whole core from the learner.
     """
     cores = len(os.sched_getaffinity(0)) if cpus is None else cpus
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = environ.get("OMP_NUM_THREADS", str(max(1, cores // 2)))
-    own = {"OMP_NUM_THREADS": threads, **quiet}
+    own = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **quiet}
     if engine.kind == "vllm":
         own |= {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(engine.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_PLUGINS": "",
         }

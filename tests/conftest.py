@@ -1,8 +1,12 @@
 """Fixtures that every package's tests use."""
 
+import os
 import socket
 
 import pytest
+
+# threads that wait for one another sleep instead of spinning; read when torch loads, so before the imports below
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.engines import tiny_base, transformers_engine, vllm_engine  # noqa: F401 (fixtures)
 from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtures)

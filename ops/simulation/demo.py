@@ -69,7 +69,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 GATHERING = Pace(24, 48, 0.0)
-LEARNING = Pace(1, 1, 2.0)
+LEARNING = Pace(1, 1, 6.0)
 """Two cores do both, chats and training: one conversation now and then shows that serving goes on."""
 ROLLING_OUT = Pace(8, 16, 0.0)
 
@@ -110,7 +110,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=220.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=400.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")
