@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-# threads that wait for one another sleep instead of spinning; read when torch loads, so before the imports below
+# waiting threads sleep instead of spinning; read when torch loads, so before the imports below
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.engines import tiny_base, transformers_engine, vllm_engine  # noqa: F401 (fixtures)
