@@ -63,6 +63,7 @@ class Service:
     config: Path
     deployment: Deployment
     url: str
+    key: str
     up: Process
 
 
@@ -98,10 +99,11 @@ def service(launch: Launch, embedded_base: Path, kafka_broker: Broker, tmp_path:
         rollout=ROLLOUT,
     )
     url = f"http://127.0.0.1:{port}"
+    made = key(placed)
     up = launch(config, "up")
     wait_until(lambda: not up.running or ready(url), "the service is ready", else_show=up.tail, timeout_s=200)
     assert up.running, up.tail()
-    yield Service(config, placed, url, up)
+    yield Service(config, placed, url, made, up)
     assert up.stop(60) == 0
 
 
@@ -111,7 +113,7 @@ def test_a_turn_and_a_swap_on_real_parts(service: Service) -> None:
     with (
         closing(Registry(placed.state)) as registry,
         closing(open_log(placed)) as log,
-        openai.OpenAI(base_url=f"{service.url}/v1", api_key=key(placed), max_retries=0) as sdk,
+        openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.key, max_retries=0) as sdk,
     ):
         people = People(sdk, like=is_short, improve=first_sentence, max_tokens=64)
         base = stable(registry)
