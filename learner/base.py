@@ -36,10 +36,10 @@ LESSONS = Stage(
 )
 CONVERSATIONS = Stage(
     name="conversations",
-    dialogues=8_500,
+    dialogues=12_500,
     mix=corpus.MIX,
     settings=train_sft.Settings(
-        batch_tokens=1024, learning_rate=1.5e-3, weight_decay=0.05, max_tokens=CONTEXT
+        batch_tokens=768, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT
     ),
 )
 

@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int = 2048
     """Tokens per optimizer step, padding included."""
     learning_rate: float = 2e-5
-    """Peak, reached after `warmup_fraction` of the steps; a cosine takes it to a tenth."""
+    """Peak, reached after `warmup_fraction` of the steps; a cosine takes it to a fiftieth."""
     warmup_fraction: float = 0.05
     """Share of the steps with a rising learning rate."""
     weight_decay: float = 0.01
@@ -295,4 +295,4 @@ def _rate(step: int, steps: int, settings: Settings) -> float:
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * done))

@@ -177,11 +177,11 @@ def test_batches_hold_every_dialogue_once_within_the_budget() -> None:
     assert bucketed(examples, Settings(batch_tokens=20), epoch=1) != batches
 
 
-def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
-    """100 steps, 10 of them warm-up: 0.1 at the first, 1 at the tenth, halfway (1 + 0.1) / 2, then 0.1."""
+def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
+    """100 steps, 10 of them warm-up: 0.1 at the first, 1 at the tenth, halfway (1 + 0.02) / 2, then 0.02."""
     settings = Settings(warmup_fraction=0.1)
     rate = [train_sft._rate(step, 100, settings) for step in range(101)]
-    assert [rate[0], rate[9], rate[10], rate[55], rate[100]] == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
+    assert [rate[0], rate[9], rate[10], rate[55], rate[100]] == pytest.approx([0.1, 1.0, 1.0, 0.51, 0.02])
 
 
 # --- making and fine-tuning
