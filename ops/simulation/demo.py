@@ -46,8 +46,17 @@ port = {port}
 [pipeline]
 retry_window_s = 0.0  # simulated users ask again at once
 
+# vLLM's LoRA on a CPU costs in proportion to the largest rank that could load
+[engine]
+max_lora_rank = 8
+max_num_seqs = 64
+
 [learner]
 min_new_weight = {min_new_weight}
+rank = 8
+policy_steps = 16
+policy_lr = 4e-3
+value_lr = 3e-3
 
 [rollout]
 step_s = 5.0
@@ -146,7 +155,13 @@ def service(config: Path, deployment: Deployment, console: Console) -> Iterator[
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
     said = deployment.data_dir / "up.log"
     with said.open("wb") as log:
-        process = subprocess.Popen(ratchet(config, "up"), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            ratchet(config, "up"),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "RATCHET_SUPERVISOR": str(os.getpid())},  # it ends with this process, however
+        )
     try:
         address = gateway_address(config)
         with doing(console, "starting vLLM, gateway, pipeline, controller, learner"):
@@ -227,9 +242,13 @@ async def turn_the_loop(stage: Stage, options: argparse.Namespace, figures: Figu
             traffic = asyncio.create_task(crowd.chat())
             try:
                 figures.turns.append(await one_turn(stage, registry, crowd, turn, before, options))
+            except asyncio.CancelledError:
+                traffic.cancel()
+                raise
             finally:
                 crowd.stopping = True
-                await traffic
+                await asyncio.wait([traffic])
+            traffic.result()
             conclude(figures)
             if figures.gain >= GOAL and separate(figures) and not options.all_turns:
                 break
