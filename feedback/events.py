@@ -59,7 +59,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     repetition_penalty: float = 1.0
 
 
-class TurnRecorded(msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"):
+class TurnRecorded(
+    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"
+):
     """One served reply with all that made it."""
 
     response_id: str
@@ -142,7 +144,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 def turn_event(turn: TurnRecorded, source: str = "ratchet/gateway") -> Event:
     return Event(
-        id=f"turn-{turn.response_id}", source=source, time=turn.started_at, key=turn.conversation_id, data=turn
+        id=f"turn-{turn.response_id}",
+        source=source,
+        time=turn.started_at,
+        key=turn.conversation_id,
+        data=turn,
     )
 
 

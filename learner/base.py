@@ -38,9 +38,7 @@ CONVERSATIONS = Stage(
     name="conversations",
     dialogues=12_500,
     mix=corpus.MIX,
-    settings=train_sft.Settings(
-        batch_tokens=768, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT
-    ),
+    settings=train_sft.Settings(batch_tokens=768, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT),
 )
 
 
