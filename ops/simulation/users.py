@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -128,7 +128,7 @@ async def run(
     rng = Random(f"{seed}-questions")
     async with sdk(base_url, api_key) as client:
         desk = Desk(client, model, habits, split, Counter(), Counter(), [], [], [])
-        asked = rng.choices(helpdesk.questions(split), k=conversations)
+        asked = rng.choices(helpdesk.questions(split), popularity(split), k=conversations)
         talks = [begun(desk, people[n % users], n, question) for n, question in enumerate(asked)]
         await _at_most(concurrency, [partial(hold, desk, talk) for talk in talks])
     return Report(
@@ -174,6 +174,14 @@ async def measure(
     asked = [question for question in questions for _ in range(samples)]
     async with sdk(base_url, api_key) as client:
         return await _at_most(concurrency, [partial(sample, client, n, q) for n, q in enumerate(asked)])
+
+
+@cache
+def popularity(split: Split) -> tuple[float, ...]:
+    """How often each question of a split is asked, by Zipf's law: at a help desk, a few come all the time."""
+    ranks = list(range(1, len(helpdesk.questions(split)) + 1))
+    Random(f"popularity-{split}").shuffle(ranks)
+    return tuple(1.0 / rank for rank in ranks)
 
 
 def interval(replies: Sequence[Judged]) -> Interval | None:

@@ -420,8 +420,8 @@ def test_tables_show_what_the_json_does(log, state, config_file, capsys, monkeyp
         (["forward"], 'only "kafka" has anything to forward to'),
     ],
 )
-def test_what_cannot_be_done_is_said_and_exits_1(config_file, capsys, argv, complaint):
-    assert main(argv, config_file) == 1
+def test_what_cannot_be_done_is_said_and_exits_2(config_file, capsys, argv, complaint):
+    assert main(argv, config_file) == 2
     captured = capsys.readouterr()
     assert complaint in captured.err and captured.out == ""
 
