@@ -18,24 +18,10 @@ from ops.errors import RegistryUnavailable, TransitionRefused
 from ops.reconcile import Controller, View, agreement, ensure_identity, look_after, reconcile
 from ops.registry import Registry
 from tests.engines import RunningEngine, make_adapter
+from tests.ops.reports import GOOD
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROLLOUT = Rollout(canary_steps=[0.1, 0.5], step_s=10.0, step_turns=3, drain_s=5.0)
-GOOD = EvalReport(
-    prompts=40,
-    samples=160,
-    reward_gain=0.3,
-    reward_gain_low=0.1,
-    reward_gain_high=0.5,
-    kl_root_nats=4.0,
-    kl_parent_nats=4.0,
-    mean_tokens=30.0,
-    baseline_mean_tokens=28.0,
-    well_formed=0.98,
-    baseline_well_formed=0.97,
-    reward_model_accuracy=0.75,
-    reward_model_pairs=80,
-)
 S = AdapterState
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, EvalReport, adapter_name
+from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, adapter_name
 from ops.errors import (
     InvalidAdapter,
     RegistryUnavailable,
@@ -19,24 +19,10 @@ from ops.errors import (
 )
 from ops.registry import Registry
 from ops.traffic import TrafficTable
+from tests.ops.reports import GOOD as REPORT
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=30)
-REPORT = EvalReport(
-    prompts=40,
-    samples=4,
-    reward_gain=0.3,
-    reward_gain_low=0.1,
-    reward_gain_high=0.5,
-    kl_root_nats=4.0,
-    kl_parent_nats=4.0,
-    mean_tokens=30.0,
-    baseline_mean_tokens=28.0,
-    well_formed=0.98,
-    baseline_well_formed=0.97,
-    reward_model_accuracy=0.75,
-    reward_model_pairs=80,
-)
 
 
 def candidate(letter: str = "a", **more: object) -> Adapter:

@@ -8,11 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ops.adapters import LIVE, TRANSITIONS, Adapter, AdapterState, EvalReport
+from ops.adapters import LIVE, TRANSITIONS, Adapter, AdapterState
 from ops.config import Rollout
 from ops.errors import TransitionRefused, UnknownAdapter
 from ops.rollout import CanaryCounts, Plan, count, plan, promotion, rollback, to_unload
 from ops.traffic import TrafficTable
+from tests.ops.reports import GOOD as REPORT
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROLLOUT = Rollout(canary_steps=[0.1, 0.5], step_s=10.0, step_turns=20, max_error_rate=0.02)
@@ -151,23 +152,6 @@ def test_evidence_against_another_stable_adapter_is_stale() -> None:
     assert moves(found) == {NEW.name: S.REJECTED}
     fresh = msgspec.structs.replace(REPORT, baseline=BASE.name)
     assert moves(step([BASE, adapter(NEW.name, S.LOADED, report=fresh)], ALONE)) == {NEW.name: S.CANARY}
-
-
-REPORT = EvalReport(
-    prompts=40,
-    samples=160,
-    reward_gain=0.3,
-    reward_gain_low=0.1,
-    reward_gain_high=0.5,
-    kl_root_nats=4.0,
-    kl_parent_nats=4.0,
-    mean_tokens=30.0,
-    baseline_mean_tokens=28.0,
-    well_formed=0.98,
-    baseline_well_formed=0.97,
-    reward_model_accuracy=0.75,
-    reward_model_pairs=80,
-)
 
 
 def test_a_second_candidate_queues() -> None:
