@@ -11,6 +11,8 @@ export TOKENIZERS_PARALLELISM = false
 # threads that wait for one another sleep instead of spinning: tests start many processes on few cores
 export OMP_WAIT_POLICY = PASSIVE
 
+SLOW := slow or vllm or kafka or browser or postgres
+
 .PHONY: help install base demo up unit test check lint types contracts docs bench lock clean
 
 help: ## what can be made
@@ -39,10 +41,10 @@ up: base ## start the service and stay up
 	@$(BIN)/ratchet up
 
 unit: install ## the quick tests: no engine, no broker, no browser
-	@$(BIN)/python -m pytest tests -q -m "not slow and not vllm and not kafka and not browser and not postgres" --timeout 120
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not ($(SLOW))" --timeout 120 -n 2 --dist worksteal
 
-test: base ## every test, with real vLLM, Kafka, PostgreSQL and Chromium where they are installed
-	@$(BIN)/python -m pytest tests
+test: unit base ## every test, with real vLLM, Kafka, PostgreSQL and Chromium where they are installed
+	@$(BIN)/python -m pytest tests -m "$(SLOW)"
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,6 +13,14 @@ from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtur
 from tests.postgres import postgres_server, postgres_url  # noqa: F401 (fixtures)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that waits for an engine process is slow, whoever asks for it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "transformers_engine" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port nobody listens on."""

@@ -279,6 +279,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_loses_nothing_acknowledged(path: Path) -> None:
     """Invariant 1. Eight kills at random moments; what was acknowledged is there, once."""
     moments = random.Random(20260301)

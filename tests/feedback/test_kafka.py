@@ -184,6 +184,7 @@ def test_killing_writer_and_broker_loses_nothing_acknowledged(kafka_broker: Brok
     assert acknowledged <= found
 
 
+@pytest.mark.slow
 def test_without_a_broker_nothing_blocks_and_everything_fails_in_time(free_port: int, prefix: str) -> None:
     """Making the log does no I/O, appending returns at once, and closing does not wait for a broker."""
     started_s = time.monotonic()
@@ -199,6 +200,7 @@ def test_without_a_broker_nothing_blocks_and_everything_fails_in_time(free_port:
     assert isinstance(last.exception(0), LogUnavailable)
 
 
+@pytest.mark.slow
 def test_more_than_may_be_under_way_is_refused_at_once(free_port: int, prefix: str) -> None:
     """kafka-python buffers without bound; this is the bound."""
     with closing(KafkaLog(f"127.0.0.1:{free_port}", prefix, 4, timeout_s=1.0, max_pending=5)) as log:

@@ -431,6 +431,7 @@ def start(config_file: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, config_file], stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_killed_pipeline_goes_on_where_it_was_and_sigterm_ends_it(log, url, config_file):
     """SIGKILL under load, three times; then the log replayed from zero must give the same snapshot."""
     for life in range(3):

@@ -17,7 +17,11 @@ from tests.engines import RunningEngine
 
 
 @pytest.fixture(
-    params=["local", "transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])]
+    params=[
+        "local",
+        pytest.param("transformers", marks=pytest.mark.slow),
+        pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow]),
+    ]
 )
 def sampler(request: pytest.FixtureRequest, trunk: Trunk, tmp_path: Path) -> Iterator[Sampler]:
     """The local sampler; the engine sampler on the shipped engine; the engine sampler on a real vLLM."""

@@ -204,6 +204,7 @@ def test_every_prompt_comes_once_before_any_comes_twice() -> None:
     assert drawn[:7] != drawn[7:14]
 
 
+@pytest.mark.slow
 def test_ppo_raises_the_reward_and_leaves_the_base_alone(trunk: Trunk, prompts: list[Prompt]) -> None:
     """A language model learns to say what is rewarded. Chance moves a mean of 768 replies by 0.05."""
     with torch.no_grad():

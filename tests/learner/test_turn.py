@@ -127,6 +127,7 @@ def test_a_turn_killed_after_any_stage_ends_with_the_same_candidate(
         assert registry.get(str(continued.adapter)).run_id == "run-0001"
 
 
+@pytest.mark.slow
 def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
     setting: turn.Setting, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
     assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
     """The candidate's parent is what serves, its gain is measured against that, KL still against the root."""
     from ops.traffic import TrafficTable

@@ -205,6 +205,7 @@ def test_up_says_which_port_is_taken(tmp_path: Path, tiny_base: Path, taken: str
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [("up",), ("engine",), ("controller",), ("learn", "turn")])
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, verb: tuple[str, ...]) -> None:
     """By every process that needs the model, in one line that names the folder and what it lacks."""

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def ratchet(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """The command as a user runs it, in `folder`."""
     command = [sys.executable, "-m", "ops.cli", *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RATCHET_")} | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
 
 

@@ -22,7 +22,12 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 PROMPT_IDS = [3, 77, 78, 2, 4]
 
 
-@pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(
+    params=[
+        pytest.param("transformers", marks=pytest.mark.slow),
+        pytest.param("vllm", marks=pytest.mark.vllm),
+    ]
+)
 def engine(request: pytest.FixtureRequest) -> RunningEngine:
     running: RunningEngine = request.getfixturevalue(f"{request.param}_engine")
     return running

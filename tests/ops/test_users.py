@@ -129,6 +129,7 @@ async def test_the_report_holds_the_true_utility_of_every_first_reply(free_port:
     assert report.utility.mean == pytest.approx(sum(r.utility for r in report.replies) / 30)
 
 
+@pytest.mark.slow
 async def test_pleased_users_praise_and_displeased_ones_complain(free_port: int) -> None:
     """Thumbs follow what the user thinks, a few slips aside."""
     often = msgspec.structs.replace(SILENT, thumbs_up=0.9, thumbs_down=0.9)
@@ -138,6 +139,7 @@ async def test_pleased_users_praise_and_displeased_ones_complain(free_port: int)
     assert blamed.did["thumbs_down"] > 70 > 20 > blamed.did.get("thumbs_up", 0)
 
 
+@pytest.mark.slow
 async def test_thumbs_are_sparse_and_kind_by_default(free_port: int) -> None:
     """Most replies get none, and at the same distance from indifference praise is likelier than blame."""
     report = await simulated(Service(good), free_port, users.HABITS, conversations=100)
@@ -205,6 +207,7 @@ async def test_nobody_there_is_a_failure_too(free_port: int) -> None:
     assert report.failures == {"APIConnectionError": 2}
 
 
+@pytest.mark.slow
 async def test_the_same_seed_does_the_same(free_port: int) -> None:
     """Against a service that always answers alike, one user at a time, everything repeats."""
     first, second, other = Service(bad), Service(bad), Service(bad)

@@ -26,6 +26,8 @@ from serving.auth import Keys, Role
 from tests.serving.conftest import AT, STABLE
 from tests.serving.scripted_engine import Script, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 QUESTION = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
