@@ -36,7 +36,7 @@ LESSONS = Stage(
 )
 CONVERSATIONS = Stage(
     name="conversations",
-    dialogues=12_500,
+    dialogues=11_000,
     mix=corpus.MIX,
     settings=train_sft.Settings(batch_tokens=768, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT),
 )

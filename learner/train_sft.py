@@ -99,7 +99,7 @@ def train(
     """The loop: length-bucketed batches, AdamW, warm-up and cosine. Returns the last step's loss in nats."""
     batches = [b for epoch in range(settings.epochs) for b in bucketed(examples, settings, epoch)]
     optimizer = torch.optim.AdamW(
-        _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
+        _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(batches), settings))
     loss_nats = math.nan
