@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feedback.config import Deployment, Pipeline, read, section
+from feedback.config import Deployment, Forward, Pipeline, read, section
 from feedback.errors import ConfigError, FeedbackError
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str], config: Path | None) -> int:
         sections = read(config)
         deployment = section(sections, "deployment", Deployment)
         if args.verb == "forward":
-            return _forward(deployment)
+            return _forward(deployment, section(sections, "forward", Forward))
         pipeline = section(sections, "pipeline", Pipeline)
         return (
             _pipeline(deployment, pipeline) if args.verb == "pipeline" else _data(args, deployment, pipeline)
@@ -63,16 +63,17 @@ def _pipeline(deployment: Deployment, config: Pipeline) -> int:
     return 0
 
 
-def _forward(deployment: Deployment) -> int:
+def _forward(deployment: Deployment, config: Forward) -> int:
     if deployment.log != "kafka":
         raise ConfigError(f'[deployment] log is "{deployment.log}": only "kafka" has anything to forward to')
     from feedback import forward
     from feedback.embedded import EmbeddedLog
     from feedback.logs import open_log
-    from ops.telemetry import configure_logging
+    from ops.telemetry import configure_logging, serve_metrics
 
     stop = _told_to_stop()
     configure_logging("forward")
+    serve_metrics(config.metrics_port)
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
     with closing(EmbeddedLog(deployment.log_path)) as outbox, closing(open_log(deployment)) as log:
         forward.run(outbox, log, stop)

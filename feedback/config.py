@@ -14,7 +14,7 @@ import msgspec
 
 from feedback.errors import ConfigError
 
-SECTIONS = ("deployment", "pipeline", "gateway", "engine", "rollout", "learner")
+SECTIONS = ("deployment", "pipeline", "forward", "gateway", "engine", "rollout", "learner")
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +75,13 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest share of a snapshot's weight that one account may have."""
     metrics_port: int = 9101
     """Prometheus metrics of the pipeline; 0: off."""
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[forward]`: from the gateway's log on to Kafka, where `[deployment] log` is `kafka`."""
+
+    metrics_port: int = 9104
+    """Prometheus metrics of the forwarder; 0: off."""
 
 
 C = TypeVar("C", bound=msgspec.Struct)

@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from feedback.config import Deployment, Pipeline, read, section
+from feedback.config import Deployment, Forward, Pipeline, read, section
 from ops import base_model
 from ops.config import Engine, Rollout, replica_urls
 from ops.errors import NoBaseModel, StartFailed
@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     deployment: Deployment
     pipeline: Pipeline
+    forward: Forward
     engine: Engine
     rollout: Rollout
     gateway: Any
@@ -46,6 +47,7 @@ def settings(config: Path | None) -> Settings:
     return Settings(
         deployment=section(sections, "deployment", Deployment),
         pipeline=section(sections, "pipeline", Pipeline),
+        forward=section(sections, "forward", Forward),
         engine=section(sections, "engine", Engine),
         rollout=section(sections, "rollout", Rollout),
         gateway=section(sections, "gateway", gateway),
@@ -100,8 +102,19 @@ def ports(chosen: Settings) -> list[tuple[str, int, str]]:
     found = [(chosen.gateway.host, chosen.gateway.port, "[gateway] port")]
     if not chosen.engine.urls:
         found += [("127.0.0.1", chosen.engine.port + i, "[engine] port") for i in range(chosen.engine.count)]
-    metrics = {"pipeline": chosen.pipeline, "rollout": chosen.rollout, "learner": chosen.learner}
-    found += [("127.0.0.1", s.metrics_port, f"[{name}] metrics_port") for name, s in metrics.items()]
+    found += [("127.0.0.1", port, f"[{section}] metrics_port") for _, section, port in _metrics(chosen)]
+    return found
+
+
+def _metrics(chosen: Settings) -> list[tuple[str, str, int]]:
+    """Process, section and metrics port; the gateway has none: it shows its metrics beside its API."""
+    found = [
+        ("pipeline", "pipeline", chosen.pipeline.metrics_port),
+        ("learner", "learner", chosen.learner.metrics_port),
+        ("controller", "rollout", chosen.rollout.metrics_port),
+    ]
+    if chosen.deployment.log == "kafka":
+        found.append(("forward", "forward", chosen.forward.metrics_port))
     return found
 
 
@@ -166,15 +179,7 @@ def _say_where(chosen: Settings, port: int, console: Console) -> None:
         "API": f"{url}/v1  (base URL for any OpenAI SDK, model `ratchet`)",
         "chat page": f"{url}/",
         "metrics": f"{url}/metrics"
-        + "".join(
-            f", {name} :{s.metrics_port}"
-            for name, s in (
-                ("pipeline", chosen.pipeline),
-                ("learner", chosen.learner),
-                ("controller", chosen.rollout),
-            )
-            if s.metrics_port
-        ),
+        + "".join(f", {process} :{metrics}" for process, _, metrics in _metrics(chosen) if metrics),
         "adapters": "ratchet adapters list",
         "data": str(chosen.deployment.data_dir.absolute()),
         "logs": str(logs_dir(chosen.deployment).absolute()),

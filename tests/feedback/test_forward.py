@@ -1,5 +1,9 @@
 """The forwarder: outbox to Kafka, the cursor only after acknowledgement."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
@@ -210,6 +215,41 @@ def test_a_log_that_stays_down_is_asked_less_and_less_often(outbox: EmbeddedLog)
         thread.join(0.9)  # it would wait a second
     assert not thread.is_alive()
     assert [e["retry_s"] for e in logs] == [0.5, 1.0]
+
+
+@pytest.mark.slow
+def test_the_process_shows_what_waits_while_kafka_is_down(
+    outbox: EmbeddedLog, tmp_path: Path, free_port: int
+) -> None:
+    """An outage is when somebody looks: the metrics port opens without a broker."""
+    fill(outbox, 3)
+    environment = {
+        **os.environ,
+        "RATCHET_DEPLOYMENT_DATA_DIR": str(tmp_path),
+        "RATCHET_DEPLOYMENT_LOG": "kafka",
+        "RATCHET_DEPLOYMENT_KAFKA_SERVERS": "127.0.0.1:9",  # nobody listens on the discard port
+        "RATCHET_FORWARD_METRICS_PORT": str(free_port),
+    }
+    command = [sys.executable, "-m", "feedback", "forward"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            shown = 'ratchet_feedback_outbox_events{topic="turns"} 3.0'
+            deadline_s = time.monotonic() + _WAIT_S
+            while shown not in metrics(free_port):
+                assert time.monotonic() < deadline_s, metrics(free_port)
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(_WAIT_S) == 0
+        finally:
+            process.kill()
+
+
+def metrics(port: int) -> str:
+    """What the process on `port` shows; nothing while nobody answers."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+    except httpx.TransportError:
+        return ""
 
 
 @pytest.mark.kafka

@@ -119,7 +119,7 @@ def test_chat_outlives_kafka_and_the_outbox_drains_after(
         kafka_prefix=f"outage-{free_port}",
         kafka_partitions=2,
     )
-    config = configure(tmp_path, placed, gateway={"port": free_port})
+    config = configure(tmp_path, placed, gateway={"port": free_port}, forward={"metrics_port": 0})
     with (
         closing(Client(f"http://127.0.0.1:{free_port}", prepare(placed, engine_url))) as client,
         closing(EmbeddedLog(placed.log_path)) as outbox,

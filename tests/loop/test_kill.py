@@ -98,6 +98,7 @@ def make_site(folder: Path, engine_url: str, port: int, **deployment: str) -> Si
         deployment={"data_dir": placed.data_dir, **deployment},
         gateway={"port": port},
         pipeline={f: getattr(PIPELINE, f) for f in PIPELINE.__struct_fields__},
+        forward={"metrics_port": 0},
     )
     with closing(Registry(placed.state)) as registry:
         registry.set_traffic(TrafficTable(revision=1, stable=STABLE), expected_revision=0, at=NOON)

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from ops.errors import PortInUse
 from ops.supervise import BACKOFF_S, Service, Supervisor, check_ports
+from ops.up import ports, settings
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; time.sleep(600)"
@@ -150,6 +151,25 @@ def test_a_port_in_use_names_port_and_field() -> None:
         port = s.getsockname()[1]
         with pytest.raises(PortInUse, match=rf"port {port} on 127.0.0.1 .* change \[gateway\] port"):
             check_ports([("127.0.0.1", 0, "[rollout] metrics_port"), ("127.0.0.1", port, "[gateway] port")])
+
+
+@pytest.mark.parametrize(
+    ("log", "metrics"),
+    [
+        ("embedded", ["pipeline", "learner", "rollout"]),
+        ("kafka", ["pipeline", "learner", "rollout", "forward"]),
+    ],
+)
+def test_every_process_has_a_port_of_its_own_unless_told_otherwise(
+    tmp_path: Path, log: str, metrics: list[str]
+) -> None:
+    """And only those that start need theirs free: without Kafka there is no forwarder."""
+    config = tmp_path / "ratchet.toml"
+    config.write_text(f'[deployment]\nlog = "{log}"\n')
+    found = ports(settings(config))
+    numbers = [port for _, port, _ in found]
+    assert len(set(numbers)) == len(numbers)
+    assert [field for _, _, field in found if "metrics" in field] == [f"[{m}] metrics_port" for m in metrics]
 
 
 @pytest.mark.slow
