@@ -12,6 +12,7 @@ from hashlib import blake2b
 import msgspec
 
 from feedback.events import (
+    VALUED,
     Event,
     IdentitySource,
     Message,
@@ -23,7 +24,6 @@ from feedback.events import (
 from feedback.text import canonical, content_text, is_text_only, plain
 
 _INSTRUCTIONS = ("system", "developer")
-_NEEDS_VALUE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.COMPARISON, SignalKind.LABEL})
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -179,7 +179,7 @@ def _standing(received: Iterable[tuple[str, SignalReceived]]) -> tuple[Signal, .
 
 def _retracts(signal: SignalReceived) -> bool:
     """A kind that carries something, sent without it, takes the earlier one back; so does a deed of 0."""
-    if signal.kind in _NEEDS_VALUE:
+    if signal.kind in VALUED:
         return signal.value is None
     if signal.kind is SignalKind.EDIT:
         return not (signal.text or "").strip()

@@ -28,6 +28,10 @@ class SignalKind(StrEnum):
     LABEL = "label"
 
 
+VALUED = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.COMPARISON, SignalKind.LABEL})
+"""Kinds that say something by their value. Without one, a signal takes the earlier of its kind back."""
+
+
 class TurnStatus(StrEnum):
     COMPLETE = "complete"
     ABORTED = "aborted"
@@ -105,7 +109,8 @@ class SignalReceived(
     user: str
     kind: SignalKind
     value: float | None = None
-    """thumb: 1 up, 0 down. rating: 0..1. comparison: probability that `response_id` is the better one."""
+    """thumb: 1 up, 0 down. rating, label: 0..1. comparison: probability that `response_id` is the better one.
+    None takes back what the same user said before in one of these kinds."""
     text: str | None = None
     """comment: its text. edit: the reply as the user would have it."""
     reasons: tuple[str, ...] = ()

@@ -118,15 +118,18 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
     )
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
-    """A JSON object without its nulls, which mean the same as absent. Raises: BadRequest."""
+def decode_object(body: bytes, *, nulls: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """A JSON object without its nulls, which mean the same as absent but in the fields `nulls`.
+
+    Raises: BadRequest.
+    """
     try:
         raw = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadRequest(f"the body is not valid JSON: {e}", code="invalid_json") from e
     if not isinstance(raw, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    return {k: v for k, v in raw.items() if v is not None}
+    return {k: v for k, v in raw.items() if v is not None or k in nulls}
 
 
 def for_engine(asked: Asked, adapter: str, cache_salt: str) -> bytes:

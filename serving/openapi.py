@@ -33,6 +33,10 @@ _BEARER: list[dict[str, list[str]]] = [{"ApiKey": []}]
 
 FEEDBACK: dict[str, Any] = {
     "summary": "Say what somebody did about a reply",
+    "description": (
+        "`value` null in a thumb, rating, comparison or label takes back what the same user said before, "
+        "in the same kind, about the same reply: it no longer counts."
+    ),
     "security": _BEARER,
     "requestBody": {
         "required": True,
@@ -114,12 +118,16 @@ CHAT: dict[str, Any] = {
 
 
 def complete(api: FastAPI) -> None:
-    """Give `api`'s document the completions path, the schemas and how to authenticate."""
+    """Give `api`'s document the completions path, the schemas and how to authenticate.
+
+    And once more the body of feedback: FastAPI leaves out nulls, also in examples.
+    """
     made = api.openapi
 
     def document() -> dict[str, Any]:
         document = made()
         document["paths"]["/v1/chat/completions"] = CHAT
+        document["paths"]["/v1/feedback"]["post"]["requestBody"] = FEEDBACK["requestBody"]
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
         components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}

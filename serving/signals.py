@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import Counter
 
 from feedback.eventlog import Topic
-from feedback.events import SignalKind, SignalReceived, TurnRecorded
+from feedback.events import VALUED, SignalKind, SignalReceived, TurnRecorded
 from feedback.privacy import pseudonym
 from serving.asked import decode_object
 from serving.auth import Principal, Role
@@ -29,7 +29,8 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Id of the reply, from its `id` or `ratchet.response_id`."""
     kind: SignalKind
     value: float | None = None
-    """thumb: 1 up, 0 down. rating: 0 to 1. comparison: probability that `response_id` is the better reply."""
+    """thumb: 1 up, 0 down. rating and label: 0 to 1. comparison: probability that `response_id` is the better
+    reply. These kinds need one; null takes the earlier signal back."""
     text: str | None = None
     """comment: its text. edit: the reply as the user would have it."""
     reasons: list[str] = []
@@ -58,6 +59,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "value": 0,
         "reasons": ["wrong", "too long"],
     },
+    "thumb taken back": {"response_id": "chatcmpl-3f0c…", "kind": "thumb", "value": None},
     "edit": {"response_id": "chatcmpl-3f0c…", "kind": "edit", "text": "The reply as it should have been."},
     "comparison": {
         "response_id": "chatcmpl-3f0c…",
@@ -70,7 +72,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 def parse(body: bytes, max_text_chars: int) -> Feedback:
     """Raises: BadRequest naming the field in `param`."""
-    raw = decode_object(body)
+    raw = decode_object(body, nulls=frozenset({"value"}))
     for name in ("response_id", "kind"):
         if name not in raw:
             raise BadRequest(f"{name}: required", param=name, code="missing_required_parameter")
@@ -84,16 +86,20 @@ def parse(body: bytes, max_text_chars: int) -> Feedback:
     except msgspec.ValidationError as e:
         name = str(e).rpartition("`$.")[2].partition("`")[0].partition("[")[0]
         raise BadRequest(str(e), param=name or None) from e
+    if feedback.kind in VALUED and "value" not in raw:
+        raise BadRequest(
+            f"value: a {feedback.kind} needs one; null takes the earlier {feedback.kind} back",
+            param="value",
+            code="missing_required_parameter",
+        )
     _check(feedback, max_text_chars)
     return feedback
 
 
 def _check(feedback: Feedback, max_text_chars: int) -> None:
     value, kind = feedback.value, feedback.kind
-    if kind is SignalKind.THUMB and value not in (0.0, 1.0):
-        raise BadRequest("value: a thumb is 1 (up) or 0 (down)", param="value")
-    if kind in (SignalKind.RATING, SignalKind.COMPARISON) and value is None:
-        raise BadRequest(f"value: a {kind} needs a number from 0 to 1", param="value")
+    if kind is SignalKind.THUMB and value not in (0.0, 1.0, None):
+        raise BadRequest("value: a thumb is 1 (up), 0 (down) or null (taken back)", param="value")
     if value is not None and not 0.0 <= value <= 1.0:
         raise BadRequest(f"value: {value} is not between 0 and 1", param="value")
     if kind in (SignalKind.COMMENT, SignalKind.EDIT) and not (feedback.text or "").strip():

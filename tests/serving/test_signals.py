@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from feedback.events import SignalKind
+from feedback.conversations import fold
+from feedback.events import SignalKind, signal_event
 from feedback.privacy import pseudonym
 from serving.auth import Role
 from serving.signals import EXAMPLES
@@ -76,6 +77,22 @@ def test_same_idempotency_key_records_nothing_new(gateway: Running) -> None:
     assert len(gateway.signals()) == 1
 
 
+@pytest.mark.parametrize(
+    "kind,value", [(SignalKind.THUMB, 0), (SignalKind.RATING, 0.2), (SignalKind.COMPARISON, 0.9)]
+)
+def test_null_takes_the_earlier_signal_back(gateway: Running, kind: SignalKind, value: float) -> None:
+    """What the log then holds grades nothing, and another word after it counts again."""
+    fields = {"response_id": reply(gateway), "kind": kind}
+    if kind is SignalKind.COMPARISON:
+        fields["other_response_id"] = reply(gateway)
+    standing = []
+    for said in (value, None, value):
+        assert feedback(gateway, **fields, value=said).status_code == 200
+        standing.append([s.value for s in fold(map(signal_event, gateway.signals())).signals])
+    assert standing == [[value], [], [value]]
+    assert [s.value for s in gateway.signals()] == [value, None, value]
+
+
 def test_labels_need_an_operator_who_may_label_anybodys_replies(gateway: Running) -> None:
     label = {"response_id": reply(gateway), "kind": "label", "value": 1}
     refused = feedback(gateway, **label)
@@ -91,6 +108,8 @@ def test_labels_need_an_operator_who_may_label_anybodys_replies(gateway: Running
         ({"response_id": "r"}, "kind"),
         ({"response_id": "r", "kind": "applause"}, "kind"),
         ({"response_id": "r", "kind": "thumb"}, "value"),
+        ({"response_id": "r", "kind": "label"}, "value"),
+        ({"response_id": "r", "kind": "rating", "reasons": ["wrong"]}, "value"),
         ({"response_id": "r", "kind": "thumb", "value": 0.5}, "value"),
         ({"response_id": "r", "kind": "rating", "value": 1.5}, "value"),
         ({"response_id": "r", "kind": "rating", "value": "good"}, "value"),
@@ -122,4 +141,5 @@ def test_documented_examples_are_accepted(gateway: Running) -> None:
         )
         assert feedback(gateway, **{**example, **ids}).status_code == 200
     assert "/v1/chat/completions" in document["paths"]
+    assert any(example["value"] is None for example in EXAMPLES.values() if "value" in example)
     assert {"Feedback", "Accepted", "ErrorBody"} <= set(document["components"]["schemas"])
