@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import sse
 from serving.errors import EngineBroke
-from serving.sse import Splitter
+from serving.sse import MAX_EVENT_BYTES, Splitter
 
 
 def split(stream: bytes, cuts: list[int]) -> list[bytes]:
@@ -68,8 +67,9 @@ def test_multibyte_text_survives_a_cut_inside_a_character() -> None:
         assert split(stream, [cut]) == [stream[6:-2]]
 
 
-def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_event_is_refused_at_the_first_byte_above_the_limit() -> None:
     """Nothing is buffered without bound."""
-    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
-    with pytest.raises(EngineBroke, match="more than 100 bytes"):
-        Splitter().feed(b"data: " + b"x" * 200)
+    splitter = Splitter()
+    assert splitter.feed(b"data: " + b"x" * (MAX_EVENT_BYTES - len(b"data: "))) == []
+    with pytest.raises(EngineBroke, match=f"more than {MAX_EVENT_BYTES} bytes"):
+        splitter.feed(b"x")
