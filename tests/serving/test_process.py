@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,7 @@ import pytest
 from feedback import codec
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
-from feedback.events import TurnRecorded, TurnStatus
+from feedback.events import Data, SignalReceived, TurnRecorded, TurnStatus
 from ops.registry import Registry
 from ops.traffic import TrafficTable
 from serving.__main__ import main
@@ -72,10 +72,16 @@ def prepared(folder: Path, engine_url: str) -> None:
 
 
 def turns(folder: Path) -> list[TurnRecorded]:
-    log = EmbeddedLog(folder / "log.db")
-    events = [codec.decode(r.value).data for r in log.read(Topic.TURNS, 0, 0)]
-    log.close()
-    return [e for e in events if isinstance(e, TurnRecorded)]
+    return [e for e in recorded(folder, Topic.TURNS) if isinstance(e, TurnRecorded)]
+
+
+def signals(folder: Path) -> list[SignalReceived]:
+    return [e for e in recorded(folder, Topic.SIGNALS) if isinstance(e, SignalReceived)]
+
+
+def recorded(folder: Path, topic: Topic) -> list[Data]:
+    with closing(EmbeddedLog(folder / "log.db")) as log:
+        return [codec.decode(r.value).data for r in log.read(topic, 0, 0)]
 
 
 def test_first_start_prints_a_key_that_works_and_later_ones_do_not(
@@ -141,28 +147,33 @@ def test_replies_and_signals_survive_sigkill(tmp_path: Path, engine_url: str, fr
     """Durable before done: what a client got whole is there after the process was killed."""
     prepared(tmp_path, engine_url)
     whole: list[str] = []
+    accepted: list[str] = []
     with gateway(tmp_path, free_port) as (process, key):
 
-        def ask() -> None:
-            with httpx.Client(headers={"Authorization": f"Bearer {key}"}) as http:
+        def ask_and_judge() -> None:
+            url = f"http://127.0.0.1:{free_port}/v1"
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as http:
                 try:
                     while True:
-                        url = f"http://127.0.0.1:{free_port}/v1/chat/completions"
-                        whole.append(http.post(url, json=QUESTION).json()["id"])
+                        response_id = http.post("/chat/completions", json=QUESTION).json()["id"]
+                        whole.append(response_id)
+                        thumb = {"response_id": response_id, "kind": "thumb", "value": 1}
+                        accepted.append(http.post("/feedback", json=thumb).json()["signal_id"])
                 except httpx.HTTPError:
                     pass
 
-        clients = [threading.Thread(target=ask) for _ in range(4)]
+        clients = [threading.Thread(target=ask_and_judge) for _ in range(4)]
         for client in clients:
             client.start()
-        while len(whole) < 50:
+        while len(accepted) < 50:
             time.sleep(0.01)
         process.kill()
         for client in clients:
             client.join()
-    recorded = [t.response_id for t in turns(tmp_path)]
-    assert set(whole) <= set(recorded)
-    assert len(recorded) == len(set(recorded))
+    replies = [t.response_id for t in turns(tmp_path)]
+    thumbs = [s.signal_id for s in signals(tmp_path)]
+    assert set(whole) <= set(replies) and set(accepted) <= set(thumbs)
+    assert len(replies) == len(set(replies)) and len(thumbs) == len(set(thumbs))
 
 
 def test_keys_are_made_listed_and_revoked(
