@@ -60,7 +60,7 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
-        max_position_embeddings=1024,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
@@ -107,7 +107,7 @@ def vllm_engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A real vLLM on `tiny_base`."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: pip install with the `cpu` or `gpu` extra")
-    config = Engine(kind="vllm", max_model_len=256, max_num_seqs=8)
+    config = Engine(kind="vllm", max_model_len=4096, max_num_seqs=8)
     yield from running(config, tiny_base, tmp_path_factory.mktemp("vllm"))
 
 

@@ -275,7 +275,7 @@ def test_engine_refuses_a_rank_above_its_limit(engine: RunningEngine, tmp_path: 
         ({"max_tokens": 100_000}, 400),
         ({"messages": "hello"}, 400),
         ({"temperature": -1.0}, 400),
-        ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400),
     ],
 )
 def test_requests_that_cannot_be_served_say_so(
@@ -292,6 +292,19 @@ def test_token_ids_outside_the_vocabulary_are_refused(engine: RunningEngine) -> 
     status, _ = post(engine.url, "/v1/completions", {"model": engine.identity, "prompt": [1, 9999]})
     assert status == 400
     assert complete(engine, temperature=0.0)["choices"][0]["token_ids"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_seeded_requests_with_long_prompts_leave_vllm_alive(vllm_engine: RunningEngine) -> None:
+    """On a CPU, vLLM 0.32 dies of a seeded request whose prompt it prefills in chunks.
+
+    12,000 tokens at once fit no step, so that only an engine told not to cut prompts cuts none.
+    """
+    prompts = [[token] * 3000 for token in range(100, 104)]
+    reply = complete(vllm_engine, prompt=prompts, seed=7, max_tokens=2, ignore_eos=True)
+    assert [len(choice["token_ids"]) for choice in reply["choices"]] == [2] * 4
+    assert vllm_adapters.healthy(vllm_engine.url)
 
 
 def test_a_client_that_hangs_up_frees_the_engine(engine: RunningEngine) -> None:
