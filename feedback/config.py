@@ -73,6 +73,10 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Share of users and prompt states kept out of training, for ever."""
     account_cap: float = 0.05
     """Largest share of a snapshot's weight that one account may have."""
+    subject_cap: float = 0.01
+    """Largest share of a snapshot's weight on one subject, or twice its share of accounts if that is more."""
+    trusted: list[str] = msgspec.field(default_factory=list)
+    """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
     metrics_port: int = 9101
     """Prometheus metrics of the pipeline; 0: off."""
 

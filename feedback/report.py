@@ -47,6 +47,9 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
         ("set aside", f"{m.set_aside} rows of held-out users on training prompts"),
         ("held out", f"{m.heldout_fraction:.0%} of users and of prompt clusters"),
         ("account cap", f"{m.account_cap:.1%} of the weight"),
+        ("subject cap", f"{m.subject_cap:.1%} of the weight, or twice the subject's share of accounts"),
+        ("trusted weight", f"{m.weight_kept:.1%} of what grades and pairs weigh by their kind"),
+        ("fit", m.fit_hash or "–"),
     ):
         facts.add_row(name, value)
     rows = Table("table", "rows", "train", "held out", "by signal")
@@ -57,6 +60,33 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
     console = Console()
     console.print(facts)
     console.print(rows)
+    if m.fit:
+        console.print(_fit(m))
+    if m.quarantined:
+        console.print(_quarantine(m))
+
+
+def _fit(m: Manifest) -> Table:
+    table = Table(
+        "signal", "tier", "accuracy", "prior", "agreed", "disagreed", title="Against the gold slice"
+    )
+    for a in m.fit:
+        table.add_row(
+            a.kind,
+            a.tier,
+            f"{a.mean:.3f}",
+            f"{a.prior:.2f}",
+            f"{a.agreed:.1f}",
+            f"{a.disagreed:.1f}",
+        )
+    return table
+
+
+def _quarantine(m: Manifest) -> Table:
+    table = Table("account", "reason", "rows", "weight", title="In quarantine")
+    for held in m.quarantined:
+        table.add_row(held.account, held.reason, f"{held.rows}", f"{held.weight:.2f}")
+    return table
 
 
 def lineage(found: Lineage, *, as_json: bool) -> None:

@@ -8,10 +8,11 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
+from math import fsum
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import store
+from feedback import accuracy, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
 from feedback.events import Message, SignalKind
 from feedback.pairs import contrast, split_of
-from feedback.raters import cap_accounts, centre_thumbs, raters_of
+from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
 
@@ -131,6 +132,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Weight of all grades and pairs in the state, before caps."""
     heldout_fraction: float
     account_cap: float
+    subject_cap: float = 1.0
+    fit: accuracy.Fit = ()
+    """How often each kind of signal is right, by tier of user: what the rows' soft labels come from."""
+    fit_hash: str = ""
+    weight_kept: float = 1.0
+    """Share of the grades' and pairs' weight that trust left, before caps per account and contrasts."""
+    quarantined: tuple[trust.Quarantined, ...] = ()
+    """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +154,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def split_of(self, row: Pair | Grade | Demonstration | PromptState) -> Split:
         return row.split if isinstance(row, PromptState) else self.splits[_id_of(row)]
+
+
+class Assembled(msgspec.Struct, frozen=True, kw_only=True):
+    """What `assemble` makes of everything in the state."""
+
+    rows: Rows
+    set_aside: int
+    fit: accuracy.Fit
+    weight_kept: float
+    quarantined: tuple[trust.Quarantined, ...]
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +191,7 @@ def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Man
 def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     """`build` on an open state."""
     with store.reading(state) as tx:
-        rows, set_aside = assemble(
+        assembled = assemble(
             grades=store.derived_rows(tx, "grade"),
             pairs=store.derived_rows(tx, "pair"),
             demonstrations=store.derived_rows(tx, "demonstration"),
@@ -181,6 +200,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         )
         offsets = {f"{topic}/{partition}": n for (topic, partition), n in store.load_offsets(tx).items()}
         parent, arrived = store.latest_snapshot(tx), store.arrived_weight(tx)
+    rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
         raise SnapshotError(f"nothing to learn from yet: no grade, pair or demonstration; offsets {offsets}")
     digest = hash_of(rows)
@@ -195,10 +215,15 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         rows={table: len(rows[table]) for table in TABLES},
         kinds={table: _tally(rows[table], "kind") for table in ("pairs", "grades")},
         splits={table: _tally(rows[table], "split") for table in TABLES},
-        set_aside=set_aside,
+        set_aside=assembled.set_aside,
         arrived_weight=arrived,
         heldout_fraction=config.heldout_fraction,
         account_cap=config.account_cap,
+        subject_cap=config.subject_cap,
+        fit=assembled.fit,
+        fit_hash=accuracy.hash_of(assembled.fit),
+        weight_kept=assembled.weight_kept,
+        quarantined=assembled.quarantined,
     )
     manifest = _write_once(out_dir, manifest, rows)
     with store.writing(state) as tx:
@@ -213,13 +238,45 @@ def assemble(
     demonstrations: Iterable[Demonstration],
     asked: Iterable[Asked],
     config: Pipeline,
-) -> tuple[Rows, int]:
-    """The rows of a snapshot, and how many were set aside. Does not depend on any order.
+) -> Assembled:
+    """The rows of a snapshot. Does not depend on any order.
 
-    Thumbs are centred, held-out users' rows on training prompts go, every account is capped within each
-    split, and only then are graded replies contrasted across users.
+    Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
+    users' rows on training prompts go, every account is capped within each split, and only then are graded
+    replies contrasted across users.
     """
-    centred, all_pairs, all_shown = centre_thumbs(grades), list(pairs), list(demonstrations)
+    said, shown_pairs, shown = list(grades), list(pairs), list(demonstrations)
+    fit, tiers = accuracy.fit(said, shown_pairs), accuracy.tiers_of([*said, *shown_pairs])
+    weighed = trust.weigh(
+        accuracy.relabel_grades(said, fit, tiers),
+        accuracy.relabel_pairs(shown_pairs, fit, tiers),
+        shown,
+        trust.assess(said, shown_pairs, trusted=config.trusted),
+        subject_cap=config.subject_cap,
+    )
+    rows, set_aside = _split_and_capped(
+        centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
+    )
+    rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
+    for table, column in _IDS.items():
+        rows[table].sort(key=itemgetter(column))
+    before, after = _weight(said, shown_pairs), _weight(weighed.grades, weighed.pairs)
+    return Assembled(
+        rows=rows,
+        set_aside=set_aside,
+        fit=fit,
+        weight_kept=round(after / before, WEIGHT_DIGITS) if before else 1.0,
+        quarantined=tuple(weighed.quarantined),
+    )
+
+
+def _split_and_capped(
+    grades: Sequence[Grade],
+    pairs: Sequence[Pair],
+    demonstrations: Sequence[Demonstration],
+    config: Pipeline,
+) -> tuple[Rows, int]:
+    """Rows in their splits, each account capped within each, and how many rows were set aside."""
 
     def split(row: Any) -> Split | None:
         return split_of(row.prompt, raters_of(row), heldout_fraction=config.heldout_fraction)
@@ -227,10 +284,10 @@ def assemble(
     rows: Rows = {table: [] for table in TABLES}
     placed = 0
     for name in ("train", "heldout"):
-        graded = [g for g in centred if split(g) == name]
+        graded = [g for g in grades if split(g) == name]
         capped = cap_accounts(graded, config.account_cap)
-        found = [p for p in all_pairs if split(p) == name]
-        shown = [d for d in all_shown if split(d) == name]
+        found = [p for p in pairs if split(p) == name]
+        shown = [d for d in demonstrations if split(d) == name]
         placed += len(graded) + len(found) + len(shown)
         found = cap_accounts([*found, *contrast(capped)], config.account_cap)
         rows["grades"] += [_grade_row(g, name) for g in capped]
@@ -238,10 +295,11 @@ def assemble(
         rows["demonstrations"] += [
             _demonstration_row(d, name) for d in cap_accounts(shown, config.account_cap)
         ]
-    rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
-    for table, column in _IDS.items():
-        rows[table].sort(key=itemgetter(column))
-    return rows, len(centred) + len(all_pairs) + len(all_shown) - placed
+    return rows, len(grades) + len(pairs) + len(demonstrations) - placed
+
+
+def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:
+    return fsum([*(g.weight for g in grades), *(p.weight for p in pairs)])
 
 
 def hash_of(rows: Mapping[str, list[Row]]) -> str:

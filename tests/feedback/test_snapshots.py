@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import codec, pipeline, snapshots, store
+from feedback import accuracy, codec, pipeline, report, snapshots, store
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
 from feedback.eventlog import Position, Record, topic_of
@@ -205,7 +205,7 @@ def test_one_account_cannot_fill_a_snapshot(tmp_path):
     for n in range(60):
         t = turn(f"g{n}", f"Question about matter{n}?", f"Reply {n}.", conversation=f"g{n}", who=f"v{n}")
         flood += [t, thumb(t, True)]
-    manifest = built(tmp_path, flood, config=Pipeline(heldout_fraction=0.0))
+    manifest = built(tmp_path, flood, config=Pipeline(heldout_fraction=0.0, subject_cap=1.0))
     grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
     share = sum(g.weight for g in grades if g.user == "flood") / sum(g.weight for g in grades)
     assert share == pytest.approx(0.05, abs=1e-4)
@@ -221,6 +221,56 @@ def test_thumbs_are_measured_against_their_users_habit(tmp_path):
     grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
     fans, critics = ({g.p for g in grades if g.user == who and g.p >= 0.5} for who in ("fan", "critic"))
     assert max(fans) < 0.9 < min(critics)
+
+
+def contradicted() -> list[Event]:
+    """Thirty people agree on two replies; one account says the contrary of everything, twelve times."""
+    events = []
+    for n in range(42):
+        good, who = n % 2 == 0, f"v{n}" if n < 30 else "mallory"
+        reply = "Open settings and press save." if good else "Read the manual yourself."
+        t = turn(f"m{n}", f"What about order{'x' * n}?", reply, at=40 * n, conversation=f"m{n}", who=who)
+        events += [t, thumb(t, good == (n < 30), at=40 * n + 10 + n % 7)]
+    return events
+
+
+def test_a_quarantine_is_told_and_the_rows_come_back_when_it_is_lifted(tmp_path, capsys):
+    """Never silent, never for good: the state still has every row."""
+    manifest = built(tmp_path, contradicted(), config=Pipeline(heldout_fraction=0.0))
+    (held,) = manifest.quarantined
+    assert (held.account, held.rows) == ("mallory", 12)
+    assert manifest.rows["grades"] == 30
+    report.manifest(manifest, as_json=False)
+    assert "mallory" in (shown := capsys.readouterr().out) and "opposes" in shown
+    lifted = snapshots.build(
+        f"sqlite:///{tmp_path}/state.db",
+        tmp_path / "snapshots",
+        Pipeline(heldout_fraction=0.0, trusted=["mallory"]),
+        NOW,
+    )
+    assert (lifted.quarantined, lifted.rows["grades"]) == ((), 42)
+
+
+def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
+    """Thirty comparisons say that the replies people press down are the better ones."""
+    events = contradicted()[:60]
+    for n in range(0, 60, 2):
+        asked = events[n]
+        good = "Open settings" in asked.data.reply["content"]
+        other = "Read the manual yourself." if good else "Open settings and press save."
+        question = asked.data.messages[0]["content"]
+        shown = turn(f"{asked.data.response_id}b", question, other, at=1, conversation=asked.key, who="w")
+        value = 0.0 if good else 1.0
+        judged = signal(
+            asked, SignalKind.COMPARISON, who=f"j{n}", value=value, other_response_id=shown.data.response_id
+        )
+        events += [shown, judged]
+    manifest = built(tmp_path, events, config=Pipeline(heldout_fraction=0.0))
+    thumbs = next(a for a in manifest.fit if (a.kind, a.tier) == (SignalKind.THUMB, "new"))
+    assert (thumbs.agreed, thumbs.disagreed, thumbs.mean) == (0.0, 30.0, 0.36)  # 20 * 0.9 / 50
+    assert manifest.fit_hash == accuracy.hash_of(manifest.fit)
+    found = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    assert {g.p for g in found if g.kind is SignalKind.THUMB} == {0.5}
 
 
 # --- damaged snapshots
