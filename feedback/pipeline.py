@@ -175,9 +175,7 @@ def _admit(records: Iterable[Record]) -> tuple[dict[str, tuple[Record, Entry]], 
     for record in records:
         try:
             event = _event(record)
-        except (
-            Exception
-        ) as e:  # a bad record must never stop the stream: whatever is wrong with it is its reason
+        except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
         else:
             entries.setdefault(event.id, (record, Entry(event, record.value)))

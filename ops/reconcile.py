@@ -160,11 +160,11 @@ def judge_candidates(controller: Controller, now: datetime) -> None:
         if adapter.run_id == IDENTITY_RUN:
             continue
         to, reason = _judgement(adapter, controller)
-        decision = {"revision": adapter.revision, "by": BY, "reason": reason, "at": now}
+        name, revision = adapter.name, adapter.revision
         if to is not None:
-            controller.registry.transition(adapter.name, to, **decision)  # type: ignore[arg-type]
+            controller.registry.transition(name, to, revision=revision, by=BY, reason=reason, at=now)
         elif reason != adapter.reason:
-            controller.registry.note(adapter.name, **decision)  # type: ignore[arg-type]
+            controller.registry.note(name, revision=revision, by=BY, reason=reason, at=now)
 
 
 def _judgement(adapter: Adapter, controller: Controller) -> tuple[AdapterState | None, str]:

@@ -131,7 +131,7 @@ class Recorder:
         try:
             raw = await asyncio.to_thread(self._log.find, topic, event_id)
             return None if raw is None else codec.decode(raw)
-        except Exception as e:
+        except Exception as e:  # a log that fails in whatever way is a 503, never a 500
             logger().error("log_unreadable", error=str(e), kind=type(e).__name__)
             raise NotRecorded("the event log cannot be read now; try again later") from e
 
@@ -141,7 +141,7 @@ class Recorder:
             with DURABLE_SECONDS.time():
                 durable = self._log.append(topic_of(event), event.key, event.id, codec.encode(event))
                 await asyncio.wait_for(asyncio.wrap_future(durable), patience_s)
-        except Exception as e:
+        except Exception as e:  # a chat survives its log, whatever ails it
             raise self._failed(e) from e
         if self.failure:
             logger().info("recording_on")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.batches import Prompt, Sample
+from learner.batches import Finish, Prompt, Sample
 from learner.evaluate import Plan, evaluate, kl_nats, well_formed
 from learner.measures import brier, calibration_error, clustered_bootstrap, wilson
 from learner.models import LanguageActor, Role, Trunk
@@ -106,9 +106,9 @@ def test_kl_of_a_reply_is_the_sum_over_its_tokens(trunk: Trunk, prompts: list[Pr
         ("go to the page " * 3, "stop", False),
     ],
 )
-def test_form(text: str, finish: str, good: bool) -> None:
+def test_form(text: str, finish: Finish, good: bool) -> None:
     """Ends by itself, is not empty, says no four words three times."""
-    assert well_formed(Sample(Prompt("p", (1,)), (1,), finish=finish), text) is good  # type: ignore[arg-type]
+    assert well_formed(Sample(Prompt("p", (1,)), (1,), finish=finish), text) is good
 
 
 def test_wilson_interval() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.batches import Prompt, padded, response_mask
+from learner.batches import Prompt, Sample, padded, response_mask
 from learner.errors import SamplingError
 from learner.models import LanguageActor, Role, Trunk
 from learner.sampling import EngineSampler, LocalSampler, Sampler
@@ -44,7 +44,7 @@ def move(trunk: Trunk, seed: int = 1) -> None:
 
 def draw(
     sampler: Sampler, role: Role, prompts: list[Prompt], temperature: float = 1.0, n: int = 3, seed: int = 0
-):  # type: ignore[no-untyped-def]
+) -> list[Sample]:
     return sampler.sample(role, prompts, n=n, temperature=temperature, max_tokens=12, seed=seed)
 
 

@@ -117,7 +117,7 @@ def gradient(trunk: Trunk, rows: list[PairRow | GradeRow], weights: list[float])
     model = RewardModel(trunk, RewardHeads(trunk.hidden_size, 1, 0), 0.0)
     with trunk.acting(Role.REWARD):
         row_losses(model, rows, torch.tensor(weights)[:, None], False).sum().backward()
-    return [model.heads.weight_KH.grad.clone(), *(p.grad.clone() for p in trunk.parameters(Role.REWARD))]  # type: ignore[union-attr]
+    return [model.heads.weight_KH.grad.clone(), *(p.grad.clone() for p in trunk.parameters(Role.REWARD))]
 
 
 def test_a_row_twice_is_a_row_of_weight_two(fresh_trunk: Callable[[], Trunk]) -> None:
@@ -145,7 +145,7 @@ def test_micro_batches_do_not_change_the_gradient(fresh_trunk: Callable[[], Trun
         batch = [Weighted(row, 0.5) for row in (*DATA.pairs[:5], *DATA.grades[:3])]
         with trunk.acting(Role.REWARD):
             backward(model, batch, replace(SMALL, token_budget=budget))
-        gradients.append([p.grad.clone() for p in trunk.parameters(Role.REWARD)])  # type: ignore[union-attr]
+        gradients.append([p.grad.clone() for p in trunk.parameters(Role.REWARD)])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 

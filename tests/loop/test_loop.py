@@ -117,7 +117,7 @@ def test_a_turn_of_the_loop(loop: Loop) -> None:
     loop.reconcile(3)
     assert loop.state_of(candidate) is AdapterState.CANARY, loop.registry.get(candidate).reason
     wait_until(lambda: candidate in served_by(loop), "the canary serves")
-    during = loop.people.chat([f"visitor-{n}" for n in range(24)], QUESTIONS[:24])
+    during = loop.people.chat([f"visitor-{n}" for n in range(len(QUESTIONS))], QUESTIONS)
     assert {reply.ratchet["adapter"] for reply in during} == {loop.identity, candidate}
     assert all((r.ratchet["arm"] == "canary") == (r.ratchet["adapter"] == candidate) for r in during)
 

@@ -10,7 +10,7 @@ import pytest
 from feedback.codec import decode, encode
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
-from feedback.events import IdentitySource, TurnRecorded, TurnStatus, turn_event
+from feedback.events import AdapterTransitioned, IdentitySource, TurnRecorded, TurnStatus, turn_event
 from ops import operators, store, vllm_adapters
 from ops.adapters import Adapter, AdapterState, EvalReport, adapter_name
 from ops.config import Rollout
@@ -303,7 +303,8 @@ def test_every_state_change_is_announced_once(
     passes(controller, 5, 6)
     controller.announcements.append(Topic.DEAD_LETTERS, "k", "barrier", b"").result(timeout=10)
     said = [decode(r.value).data for r in controller.announcements.read(Topic.ADAPTERS, 0, 0)]
-    mine = [(e.to_state, e.by) for e in said if e.adapter == new.name]  # type: ignore[union-attr]
+    moves = [e for e in said if isinstance(e, AdapterTransitioned) and e.adapter == new.name]
+    mine = [(e.to_state, e.by) for e in moves]
     assert mine == [
         ("registered", "learner"),
         ("evaluated", "controller"),

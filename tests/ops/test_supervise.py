@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def gone(pid: int) -> bool:
+    return not alive(pid)
 
 
 def eventually(what: Callable[[], bool], seconds: float = 15.0) -> bool:
@@ -84,7 +89,7 @@ def test_waits_grow_while_a_child_keeps_dying(supervise: Callable[..., Superviso
     waits = []
     for _ in range(6):
         pid = supervisor.pids()["one"]
-        assert eventually(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+        assert eventually(partial(gone, pid))
         with capture_logs() as logs:
             supervisor.tick(now)
         waits.append(next(e["restart_in_s"] for e in logs if e["event"] == "child_died"))
