@@ -50,11 +50,10 @@ def main(argv: list[str], config: Path | None) -> int:
     """`argv` starts with `learn`. Returns: exit status; 2 with one line on stderr for what was refused."""
     args = parser().parse_args(argv[1:])
     # Read when torch loads, so before any import of it. Threads that wait for one another shall sleep: beside
-    # an engine on the same cores, spinning made a training step five times as long. The base model is made
-    # alone, where a short spin (about 0.1 ms) makes a step half as long.
+    # an engine on the same cores, endless spinning made a training step five times as long. A short spin
+    # (about 0.1 ms) first makes a step half as long while the engine rests.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if args.verb == "base":
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         sections = read(config)
         deployment = section(sections, "deployment", Deployment)

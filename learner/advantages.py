@@ -3,6 +3,8 @@
 Legend: B samples, T response token (padding on the right), K heads. Log-probabilities and KL in nats.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,21 @@ def token_rewards(
     columns_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last_B = torch.where(mask_BT, columns_T, -1).amax(dim=1)
     return rewards_BT.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BT.dtype))
+
+
+def leave_one_out(scores_B: Tensor, prompts: Sequence[object]) -> Tensor:
+    """Each score less the mean score of the *other* replies to its prompt; a single reply keeps its score.
+
+    What it takes away does not depend on the reply itself, so the policy gradient stays unbiased.
+    Returns: scores_B.   Raises: ShapeError.   Source: arXiv:2402.14740, eq. 6.
+    """
+    if scores_B.shape != (len(prompts),):
+        raise ShapeError(f"{len(prompts)} prompts for scores of shape {tuple(scores_B.shape)}")
+    number = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
+    group_B = torch.tensor([number[prompt] for prompt in prompts], device=scores_B.device)
+    sum_B = scores_B.new_zeros(len(number)).index_add(0, group_B, scores_B)[group_B]
+    others_B = group_B.bincount()[group_B] - 1
+    return scores_B - (sum_B - scores_B) / others_B.clamp(min=1)
 
 
 def gae(

@@ -35,6 +35,9 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Prompts per optimizer step; all rows of a prompt are in the same one."""
     reward_heads: int = 4
     """Ensemble heads over the one trunk, each blind to its own fold of the prompts."""
+    reward_pooling: Literal["last", "mean"] = "last"
+    """Hidden states that the heads score: the last token's, or the mean over the reply's tokens, which
+    learns what a small trunk does not carry to the end (tone, hedging) from fewer rows."""
     reward_uncertainty: float = 0.5
     """PPO's reward is the heads' mean minus this times their standard deviation."""
     reward_length_covariate: bool = False
@@ -54,6 +57,10 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Replies to each of them."""
     epochs: int = 2
     """Passes over each step's samples."""
+    group_baseline: bool = True
+    """Take the mean score of the prompt's other replies from each score: less noise between prompts."""
+    gae_lambda: float = 0.95
+    """1: advantages are rewards-to-go less the value; below: later values stand in for part of them."""
     minibatches: int = 2
     """Optimizer steps per pass."""
     beta: float = 0.03

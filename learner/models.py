@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -188,11 +188,16 @@ class LanguageActor:
         return list(self.value_head.parameters())
 
 
-class RewardHeads(nn.Module):
-    """K linear scores on the last token's hidden state, each with a bias for grades and a length term."""
+Pooling = Literal["last", "mean"]
+"""Which hidden states the reward heads see: of the last token, or the mean over the reply's tokens."""
 
-    def __init__(self, hidden_size: int, heads: int, seed: int) -> None:
+
+class RewardHeads(nn.Module):
+    """K linear scores on a reply's pooled hidden state, each with a bias for grades and a length term."""
+
+    def __init__(self, hidden_size: int, heads: int, seed: int, pooling: Pooling = "last") -> None:
         super().__init__()
+        self.pooling: Pooling = pooling
         self.weight_KH = nn.Parameter(torch.empty(heads, hidden_size))
         self.bias_K = nn.Parameter(torch.zeros(heads))
         self.length_K = nn.Parameter(torch.zeros(heads))
@@ -213,10 +218,15 @@ class RewardHeads(nn.Module):
         return (scores_BK - self.mean_K) / self.deviation_K
 
 
-def last_states(hidden_BLH: Tensor, batch: Batch) -> Tensor:
-    """hidden_BH at each row's last real token, found by its length."""
-    last_B = (batch.prompt_B + batch.response_B - 1).to(hidden_BLH.device)
-    return hidden_BLH[torch.arange(len(last_B), device=hidden_BLH.device), last_B]
+def pooled_states(hidden_BLH: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
+    """hidden_BH of each row: at its last real token, or the mean over its response tokens."""
+    prompt_B, length_B = (n.to(hidden_BLH.device) for n in (batch.prompt_B, batch.response_B))
+    end_B = prompt_B + length_B
+    if pooling == "last":
+        return hidden_BLH[torch.arange(len(end_B), device=hidden_BLH.device), end_B - 1]
+    place_L = torch.arange(hidden_BLH.shape[1], device=hidden_BLH.device)
+    response_BL = (place_L >= prompt_B[:, None]) & (place_L < end_B[:, None])
+    return (hidden_BLH * response_BL[:, :, None]).sum(dim=1) / length_B[:, None]
 
 
 def linear_modules(causal_lm: Any) -> list[str]:

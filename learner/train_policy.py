@@ -22,6 +22,7 @@ from learner.advantages import (
     explained_variance,
     gae,
     importance_weights,
+    leave_one_out,
     token_rewards,
     whiten,
 )
@@ -77,6 +78,8 @@ class PPO:
     value_lr: float = 1e-2
     warm_up_updates: int = 200
     """Value-only updates, at most, before the first policy step."""
+    group_baseline: bool = False
+    """Scores less the mean of the prompt's other replies before GAE: values need not learn the prompt."""
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
@@ -308,10 +311,18 @@ def final_scores(experience: Experience, ppo: PPO) -> Tensor:
     return experience.scores_B - ppo.missing_eos_penalty * experience.scores_B.new_tensor(cut)
 
 
+def centred_scores(experience: Experience, ppo: PPO) -> Tensor:
+    """What the rewards are made of: final scores_B, less the prompt's own level where that is asked for."""
+    scores_B = final_scores(experience, ppo)
+    if not ppo.group_baseline:
+        return scores_B
+    return leave_one_out(scores_B, [s.prompt for s in experience.samples])
+
+
 def aim(experience: Experience, ppo: PPO, beta: float) -> Targets:
     """Rewards with KL inside, GAE, one whitening over the whole batch, importance weights."""
     e = experience
-    rewards_BT = token_rewards(final_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta)
+    rewards_BT = token_rewards(centred_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta)
     advantages_BT, returns_BT = gae(rewards_BT, e.values_BT, e.mask_BT, ppo.gamma, ppo.lam)
     weights_BT = importance_weights(e.old_BT, e.sampler_BT, e.mask_BT)
     return Targets(whiten(advantages_BT, e.mask_BT), returns_BT, weights_BT)
@@ -323,7 +334,7 @@ def warm_up(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> 
     Features are computed once: only the head moves. Returns: the experience with new values.
     """
     e = experience
-    rewards_BT = token_rewards(final_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, state.beta)
+    rewards_BT = token_rewards(centred_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, state.beta)
     _, returns_BT = gae(rewards_BT, torch.zeros_like(rewards_BT), e.mask_BT, ppo.gamma, 1.0)
     features_NH = torch.cat([f for f in _features(actor, e, ppo)])
     returns_N = returns_BT[e.mask_BT]

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from learner.batches import GradeRow, PairRow, RewardData, Sample, collate, micr
 from learner.errors import DataError, ModelError
 from learner.losses import grade_loss, preference_loss
 from learner.measures import Interval, brier, calibration_error, wilson
-from learner.models import RewardHeads, Role, Trunk, export_adapter, last_states, load_adapter
+from learner.models import Pooling, RewardHeads, Role, Trunk, export_adapter, load_adapter, pooled_states
 
 LENGTH_SCALE = 32.0
 """Tokens of length difference that the length term counts as 1."""
@@ -37,6 +37,7 @@ class Settings:
     epochs: int = 2
     batch_prompts: int = 8
     heads: int = 4
+    pooling: Pooling = "last"
     rank: int = 16
     uncertainty: float = 0.5
     length_covariate: bool = False
@@ -106,7 +107,8 @@ class RewardModel:
         unique = list(dict.fromkeys(samples))
         place = {sample: i for i, sample in enumerate(unique)}
         batch = collate(unique, self.trunk.pad_id)
-        scores_UK: Tensor = self.heads(last_states(self.trunk.hidden(batch), batch))
+        pooled_UH = pooled_states(self.trunk.hidden(batch), batch, self.heads.pooling)
+        scores_UK: Tensor = self.heads(pooled_UH)
         return scores_UK[[place[s] for s in samples]]
 
 
@@ -125,7 +127,7 @@ def train(
     if not weighted:
         raise DataError("the snapshot has no training pair or grade of positive weight")
     trunk.add(Role.REWARD, settings.rank, settings.seed)
-    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed).to(trunk.device)
+    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed, settings.pooling).to(trunk.device)
     model = RewardModel(trunk, heads, settings.uncertainty, settings.token_budget)
     parameters = [*trunk.parameters(Role.REWARD), *heads.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=1e-5)
@@ -304,7 +306,8 @@ def save(model: RewardModel, found: RewardReport, out_dir: Path) -> Path:
     """Adapter, heads and report to `out_dir`; `report.json` is written last."""
     export_adapter(model.trunk, Role.REWARD, out_dir / "adapter")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.heads.state_dict().items()}
-    save_file(state, out_dir / "heads.safetensors", {"uncertainty": repr(model.uncertainty)})
+    said = {"uncertainty": repr(model.uncertainty), "pooling": model.heads.pooling}
+    save_file(state, out_dir / "heads.safetensors", said)
     (out_dir / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return out_dir
 
@@ -314,7 +317,9 @@ def load(trunk: Trunk, reward_dir: Path, uncertainty: float) -> tuple[RewardMode
     try:
         state = load_file(reward_dir / "heads.safetensors")
         found = msgspec.json.decode((reward_dir / "report.json").read_bytes(), type=RewardReport)
-        heads = RewardHeads(trunk.hidden_size, len(state["bias_K"]), 0)
+        with safe_open(reward_dir / "heads.safetensors", "pt") as file:
+            pooling = msgspec.convert((file.metadata() or {}).get("pooling", "last"), Pooling)
+        heads = RewardHeads(trunk.hidden_size, len(state["bias_K"]), 0, pooling)
         heads.load_state_dict(state)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"{reward_dir} holds no reward model for this base: {e}") from e

@@ -54,14 +54,20 @@ max_num_seqs = 64
 [learner]
 min_new_weight = {min_new_weight}
 rank = 8
-reward_epochs = 4
-policy_steps = 18
+max_reply_tokens = 96
+reward_lr = 8e-3
+reward_batch_prompts = 16
+reward_epochs = 3
+reward_pooling = "mean"
+policy_steps = 14
 policy_lr = 4e-3
 value_lr = 3e-3
+gae_lambda = 1.0
 
 [rollout]
 step_s = 5.0
 step_turns = 10
+max_length_ratio = 2.5  # half of what the base model says is padding, and its users say so
 """
 READY_S = 300.0
 TURN_S = 1200.0

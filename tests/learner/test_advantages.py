@@ -13,6 +13,7 @@ from learner.advantages import (
     explained_variance,
     gae,
     importance_weights,
+    leave_one_out,
     token_rewards,
     whiten,
 )
@@ -142,6 +143,14 @@ def test_importance_weights_are_truncated_at_two_and_carry_no_gradient() -> None
     weights_BT = importance_weights(old_BT, torch.tensor([[-1.0, -1.0, -2.0]]), mask_BT)
     assert weights_BT.tolist()[0] == pytest.approx([1.0, math.exp(0.5), 2.0])
     assert not weights_BT.requires_grad
+
+
+def test_leave_one_out_takes_the_prompts_own_level_away() -> None:
+    """Prompt a has 1, 3 and 8: 1 − (3 + 8)/2, 3 − 4.5, 8 − 2; the only reply to b keeps its 5."""
+    scores_B = torch.tensor([1.0, 5.0, 3.0, 8.0])
+    assert leave_one_out(scores_B, ["a", "b", "a", "a"]).tolist() == [-4.5, 5.0, -1.5, 6.0]
+    with pytest.raises(ShapeError, match="3 prompts"):
+        leave_one_out(scores_B, ["a", "b", "a"])
 
 
 def test_effective_sample_size() -> None:

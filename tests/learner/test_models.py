@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.batches import Prompt, Sample
+from learner.batches import Batch, Prompt, Sample
 from learner.errors import ModelError
 from learner.models import (
     LanguageActor,
@@ -20,6 +20,7 @@ from learner.models import (
     linear_modules,
     load_adapter,
     load_trunk,
+    pooled_states,
 )
 from ops import store
 
@@ -48,6 +49,14 @@ def plain_logprobs(trunk: Trunk, sample: Sample, temperature: float) -> list[flo
         log_LV = (trunk.model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
     start = len(sample.prompt.ids)
     return [float(log_LV[start + t - 1, token]) for t, token in enumerate(sample.ids)]
+
+
+def test_pooled_states_are_of_the_reply_alone() -> None:
+    """Row 0: prompt of 1, reply of 2, one of padding; row 1: prompt of 2, reply of 2. State l: (l, 10·l)."""
+    batch = Batch(torch.zeros(2, 4, dtype=torch.long), torch.tensor([1, 2]), torch.tensor([2, 2]))
+    hidden_BLH = torch.tensor([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]).repeat(2, 1, 1)
+    assert pooled_states(hidden_BLH, batch, "last").tolist() == [[2.0, 20.0], [3.0, 30.0]]
+    assert pooled_states(hidden_BLH, batch, "mean").tolist() == [[1.5, 15.0], [2.5, 25.0]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -206,11 +206,12 @@ def passes(result: tuple[float, float]) -> bool:
 
 
 @pytest.mark.parametrize("with_ends", [False, True])
-def test_ppo_finds_the_best_policy(with_ends: bool) -> None:
+@pytest.mark.parametrize("group_baseline", [False, True])
+def test_ppo_finds_the_best_policy(with_ends: bool, group_baseline: bool) -> None:
     """The loop as it runs in production reaches the closed-form optimum, replies of one length or of any."""
-    p = problem(with_ends=with_ends)
+    p, ppo = problem(with_ends=with_ends), replace(SETTINGS, group_baseline=group_baseline)
     actor = TableActor(p)
-    run(actor, TableSampler(actor, p), [PROMPT], scorer_of(p), SETTINGS, start(actor, SETTINGS))
+    run(actor, TableSampler(actor, p), [PROMPT], scorer_of(p), ppo, start(actor, ppo))
     gain, kl = judged(actor, p)
     assert gain >= 0.98
     assert kl <= 0.01

@@ -54,11 +54,12 @@ DATA = RewardData(
 ROOT = [reply(i, word, i % 4) for i in range(200, 232) for word in (GOOD, BAD)]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_base: Path) -> tuple[RewardModel, list[float]]:
+@pytest.fixture(scope="module", params=["last", "mean"])
+def trained(tiny_base: Path, request: pytest.FixtureRequest) -> tuple[RewardModel, list[float]]:
     from learner.models import load_trunk
 
-    model, losses = train(load_trunk(tiny_base, rank=4, seed=0, max_tokens=256), DATA, SMALL)
+    settings = replace(SMALL, pooling=request.param)
+    model, losses = train(load_trunk(tiny_base, rank=4, seed=0, max_tokens=256), DATA, settings)
     standardise(model, ROOT)
     return model, losses
 
