@@ -54,12 +54,15 @@ max_num_seqs = 64
 [learner]
 min_new_weight = {min_new_weight}
 rank = 8
+max_prompt_tokens = 64
 max_reply_tokens = 96
 reward_lr = 8e-3
 reward_batch_prompts = 16
 reward_epochs = 3
 reward_pooling = "mean"
 policy_steps = 14
+epochs = 1
+minibatches = 4
 policy_lr = 4e-3
 value_lr = 3e-3
 gae_lambda = 1.0
@@ -126,7 +129,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=450.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=330.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")
