@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# CPU builds of torch are found through pip's own configuration on some machines; elsewhere in PyTorch's CPU index.
+# the CPU build of torch: found where pip is configured to look, or in the package index named with TORCH_INDEX=
 TORCH  := $(shell grep -E '^torch==' requirements-cpu.txt)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 export RATCHET_DEPLOYMENT_CACHE_DIR ?= $(CURDIR)/build/cache
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
@@ -23,8 +23,9 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "ratchet needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (two to four minutes, the first time only)"
-	@$(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q $(TORCH) \
-		|| $(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q --index-url $(TORCH_INDEX) $(TORCH)
+	@$(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) \
+		|| { echo "pip finds no $(TORCH) here: take the CPU package index's address from pytorch.org, 'Get started'," \
+			"and run: make TORCH_INDEX=ADDRESS" >&2; exit 2; }
 	@$(BIN)/python .ci/install requirements-cpu.txt
 	@$(BIN)/pip install --disable-pip-version-check --no-deps -q --no-build-isolation -e .
 	@touch $@
