@@ -60,7 +60,7 @@ reward_lr = 8e-3
 reward_batch_prompts = 16
 reward_epochs = 3
 reward_pooling = "mean"
-policy_steps = 13
+policy_steps = 14
 epochs = 1
 minibatches = 4
 policy_lr = 4e-3
@@ -87,10 +87,10 @@ class Pace(msgspec.Struct, frozen=True):
     """After each wave."""
 
 
-GATHERING = Pace(24, 32, 0.0)
+GATHERING = Pace(24, 48, 0.0)
 LEARNING = Pace(1, 1, 12.0)
 """Two cores do both, chats and training: one conversation now and then shows that serving goes on."""
-ROLLING_OUT = Pace(8, 16, 0.0)
+ROLLING_OUT = Pace(24, 48, 0.0)
 
 
 def main(argv: list[str], config: Path | None) -> int:
