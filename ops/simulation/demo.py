@@ -87,7 +87,7 @@ class Pace(msgspec.Struct, frozen=True):
     """After each wave."""
 
 
-GATHERING = Pace(24, 48, 0.0)
+GATHERING = Pace(48, 96, 0.0)
 LEARNING = Pace(1, 1, 12.0)
 """Two cores do both, chats and training: one conversation now and then shows that serving goes on."""
 ROLLING_OUT = Pace(24, 48, 0.0)
@@ -129,7 +129,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=330.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=420.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")
@@ -327,7 +327,7 @@ async def one_turn(
         crowd.pace = ROLLING_OUT
         name = sorted(stage_of(registry) - before)[-1]
         await until(
-            lambda: registry.get(name).state in DECIDED,
+            lambda: decided_on(registry.get(name)),
             say,
             lambda: f"turn {turn}: {rolling(registry.get(name))}",
         )
@@ -358,6 +358,13 @@ async def one_turn(
 
 
 DECIDED = frozenset({AdapterState.STABLE, AdapterState.REJECTED, AdapterState.ROLLED_BACK})
+
+
+def decided_on(adapter: Adapter) -> bool:
+    """Whether the loop is done with it for now: one whose gates want more evidence waits, and the next turn,
+    on more feedback, makes another."""
+    waits = adapter.state is AdapterState.REGISTERED and "inconclusive" in adapter.reason
+    return waits or adapter.state in DECIDED
 
 
 def stage_of(registry: Registry) -> frozenset[str]:
