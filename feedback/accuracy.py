@@ -13,7 +13,17 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from feedback.events import SignalKind
-from feedback.grades import CONTINUATION, COPY, CORRECTION, EDIT_P, RATING, REGENERATION, REPHRASE, THUMB_UP
+from feedback.grades import (
+    CONTINUATION,
+    COPY,
+    CORRECTION,
+    EDIT_P,
+    RATING,
+    REGENERATION,
+    REPHRASE,
+    THANKS,
+    THUMB_UP,
+)
 from feedback.records import Grade, Pair
 from feedback.text import canonical, plain
 
@@ -35,6 +45,7 @@ PRIORS = {
     SignalKind.REPHRASE: 1.0 - REPHRASE.p,
     SignalKind.COPY: COPY.p,
     SignalKind.CONTINUATION: CONTINUATION.p,
+    SignalKind.THANKS: THANKS.p,
     SignalKind.REGENERATION: REGENERATION.p,
     SignalKind.EDIT: EDIT_P,
 }

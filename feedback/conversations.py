@@ -5,6 +5,7 @@ one digest can be compared. The *thread* leaves system messages out, because pro
 there: it finds the place in the dialogue at which a reply was served.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -24,6 +25,11 @@ from feedback.events import (
 from feedback.text import canonical, content_text, is_text_only, plain
 
 _INSTRUCTIONS = ("system", "developer")
+_DATED = re.compile(
+    r"\d+|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b|\b(?:january|february|march|april|may|june|july|august"
+    r"|september|october|november|december)\b",
+    re.IGNORECASE,
+)
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -55,6 +61,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     dialogue: tuple[Spoken, ...]
     thread: str
     """Names the dialogue that was answered."""
+    question: str
+    """Names the dialogue up to the user's last message: tool calls and their results do not change it."""
+    instructions: str
+    """The system messages' wording without figures, days and months, which products fill in anew."""
     reply: str
 
     @property
@@ -105,6 +115,7 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
     """A turn as the pipeline sees it."""
     messages = [_read(m) for m in turn.messages]
     dialogue, thread = _dialogue(messages)
+    after_question = next((n for n in range(len(dialogue), 0, -1) if dialogue[n - 1].role == "user"), 0)
     text_only = bool(messages) and all(m.text_only for m in messages)
     reply_is_text = not turn.reply.get("tool_calls") and not turn.reply.get("function_call")
     return Turn(
@@ -121,6 +132,8 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
         digest=_digest(messages),
         dialogue=dialogue,
         thread=thread,
+        question=dialogue[after_question].thread if after_question < len(dialogue) else thread,
+        instructions="\n".join(_DATED.sub("", plain(m.text)) for m in messages if m.role == "system"),
         reply=content_text(turn.reply) if reply_is_text else "",
     )
 

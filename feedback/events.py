@@ -24,6 +24,9 @@ class SignalKind(StrEnum):
     CORRECTION = "correction"
     COPY = "copy"
     CONTINUATION = "continuation"
+    THANKS = "thanks"
+    BRANCH = "branch"
+    """The question was changed and asked again in the place of the one that was answered."""
     COMPARISON = "comparison"
     LABEL = "label"
 

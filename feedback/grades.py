@@ -36,14 +36,17 @@ CORRECTION = Prior(0.2, 0.5)
 REPHRASE = Prior(0.25, 0.3)
 COPY = Prior(0.65, 0.2)
 CONTINUATION = Prior(0.65, 0.2)
+THANKS = Prior(0.75, 0.25)
+"""Somewhat more than going on, and as little alone: people also thank out of politeness."""
 
-_WEAK = frozenset({SignalKind.COPY, SignalKind.CONTINUATION})
+_WEAK = frozenset({SignalKind.COPY, SignalKind.CONTINUATION, SignalKind.THANKS})
 """Never alone: they count only beside another kind of signal on the same reply."""
 _DEEDS = {
     SignalKind.CORRECTION: CORRECTION,
     SignalKind.REPHRASE: REPHRASE,
     SignalKind.COPY: COPY,
     SignalKind.CONTINUATION: CONTINUATION,
+    SignalKind.THANKS: THANKS,
 }
 _REFUSAL = re.compile(
     r"^(i'?m sorry,? but i|sorry,? (but )?i|i apologi[sz]e,? but i|unfortunately,? i|i)"

@@ -26,7 +26,7 @@ _SUBSTANTIVE_WORDS = 2
 """A first message with fewer content words is a greeting: it does not name what the conversation is about."""
 
 _EVALUATIVE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT})
-_POSITIVE_DEEDS = frozenset({SignalKind.CONTINUATION, SignalKind.COPY})
+_POSITIVE_DEEDS = frozenset({SignalKind.CONTINUATION, SignalKind.COPY, SignalKind.THANKS})
 _NEGATIVE_DEEDS = frozenset(
     {SignalKind.REGENERATION, SignalKind.EDIT, SignalKind.CORRECTION, SignalKind.REPHRASE}
 )

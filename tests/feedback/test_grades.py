@@ -57,6 +57,12 @@ def test_weak_positives_never_stand_alone():
     """Most conversations go on; that alone would drown every real judgement."""
     assert grades(FIRST, GOES_ON) == []
     assert grades(FIRST, signal(FIRST, SignalKind.COPY)) == []
+    assert grades(FIRST, signal(FIRST, SignalKind.THANKS)) == []
+
+
+def test_a_branch_says_nothing_of_the_reply():
+    """People change their question for their own reasons."""
+    assert grades(FIRST, signal(FIRST, SignalKind.BRANCH), thumb(FIRST, True))[0].kind is SignalKind.THUMB
 
 
 def test_weak_positives_count_beside_another_signal():

@@ -4,7 +4,8 @@ import pytest
 
 from feedback.conversations import fold
 from feedback.events import IdentitySource, SignalKind, TurnStatus
-from feedback.implicit import infer, reaction
+from feedback.implicit import infer
+from feedback.reactions import reaction
 from tests.feedback.builders import assistant, system, turn, user
 
 QUESTION = "How do I reset my password?"
@@ -256,7 +257,7 @@ def test_this_asks_the_same_in_other_words(said):
     [
         ("What is the capital of France?", "What is the capital of Spain?"),
         ("Where is order 1234 from Monday now?", "Where is order 5678 from Monday now?"),
-        ("Thanks", "Thanks"),
+        ("OK, go on", "OK, go on"),
         (QUESTION, "How do I change my email address?"),
     ],
 )
@@ -266,5 +267,75 @@ def test_this_asks_something_else(question, following):
 
 def test_the_reaction_belongs_to_the_reply_that_was_resent():
     """After a regeneration the history shows which of the two the user went on from."""
-    second = turn("r1b", QUESTION, "Call our staff.", at=20)
-    assert kinds(FIRST, second, follow_up("Great.")) == [("regeneration", "r1"), ("continuation", "r1")]
+    named = {"identity": IdentitySource.EXPLICIT}
+    events = [turn("r1", QUESTION, REPLY, **named), turn("r1b", QUESTION, "Call our staff.", at=20, **named)]
+    assert kinds(*events, follow_up("Great.", **named)) == [("regeneration", "r1"), ("continuation", "r1")]
+
+
+def test_an_opening_gone_on_with_was_not_asked_again_unless_the_chat_is_named():
+    """Without a conversation id it may as well be a second tab that was given up."""
+    assert kinds(FIRST, turn("r1b", QUESTION, "Call our staff.", at=20), follow_up("Great.")) == [
+        ("continuation", "r1")
+    ]
+
+
+@pytest.mark.parametrize(
+    "said", ["Thanks", "Great, thank you! Where are my invoices?", "Cheers, that did it"]
+)
+def test_this_thanks_for_the_reply(said):
+    assert reaction(QUESTION, REPLY, said) is SignalKind.THANKS
+
+
+@pytest.mark.parametrize("said", ["Write a thank you note", "Thanks, but that did not work", "No thanks"])
+def test_these_are_no_thanks(said):
+    """The word alone is none; a complaint weighs more than the courtesy before it."""
+    assert reaction(QUESTION, REPLY, said) is not SignalKind.THANKS
+
+
+# --- branches and programs
+
+
+def test_a_question_changed_and_asked_again_is_a_branch():
+    """Only after the opening: a changed first message makes another conversation."""
+    opened = [user(QUESTION), assistant(REPLY)]
+    first = turn("r2", [*opened, user("Which mail?")], "The one from us.", at=20)
+    second = turn("r3", [*opened, user("Which address is it from?")], "From support.", at=40)
+    assert ("branch", "r2") in kinds(FIRST, first, second)
+
+
+def test_a_program_that_asks_for_a_title_reacts_to_nothing():
+    """Chat clients ask for titles and suggestions themselves, at once, with the same history."""
+    errand = turn("r2", [user(QUESTION), assistant(REPLY), user("Name this chat")], "Password", at=1.4)
+    said = turn("r3", [user(QUESTION), assistant(REPLY), user("That's wrong.")], "Sorry.", at=40)
+    assert kinds(FIRST, errand, said) == [("correction", "r1")]
+
+
+def test_two_tabs_that_both_go_on_are_no_regeneration():
+    """Neither reply took the other's place."""
+    other = turn("r2", QUESTION, "Call our staff at the number on the card.", at=20)
+    on = [
+        turn(f"r{n}", [user(QUESTION), assistant(reply), user("Great.")], "Fine.", at=10 * n)
+        for n, reply in ((4, REPLY), (5, "Call our staff at the number on the card."))
+    ]
+    assert "regeneration" not in [kind for kind, _ in kinds(FIRST, other, *on)]
+
+
+def test_a_clock_in_the_instructions_does_not_hide_a_regeneration():
+    """Products put the time there; nobody's mind was changed by it."""
+    first, second = (
+        turn(f"r{n}", [system(f"It is Monday, 10:{n}0."), user(QUESTION)], f"Answer {n}.", at=20 * n)
+        for n in (1, 2)
+    )
+    assert kinds(first, second) == [("regeneration", "r1")]
+
+
+def test_a_shortened_history_still_shows_a_reaction():
+    """The reply is known by its wording."""
+    second = turn(
+        "r2",
+        [user(QUESTION), assistant(REPLY), user("And my name?")],
+        "Open the page of your profile.",
+        at=20,
+    )
+    cut = [user("And my name?"), assistant("Open the page of your profile."), user("That's wrong.")]
+    assert ("correction", "r2") in kinds(FIRST, second, turn("r3", cut, "Sorry.", at=60))

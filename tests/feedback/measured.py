@@ -1,0 +1,70 @@
+"""How right `feedback.implicit` is about labelled traffic: counts, precision, recall."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from feedback.conversations import fold
+from feedback.events import SignalKind
+from feedback.implicit import infer
+from tests.feedback.heldout import HELDOUT
+from tests.feedback.traffic import REWRITES, Label, Record, by_conversation, traffic
+from tests.feedback.wordings import DEVELOPMENT
+
+HALVES = {"development": (DEVELOPMENT, 11), "heldout": (HELDOUT, 23)}
+CHATS = 1500
+
+
+@dataclass(frozen=True)
+class Counts:
+    right: int
+    wrong: int
+    """Inferred, but not what the person did."""
+    missed: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / (self.right + self.wrong)
+
+    @property
+    def recall(self) -> float:
+        return self.right / (self.right + self.missed)
+
+
+def inferred(record: Record) -> set[Label]:
+    return {(s.kind, s.response_id) for events in by_conversation(record) for s in infer(fold(events))}
+
+
+def compare(found: set[Label], truth: set[Label]) -> dict[SignalKind, Counts]:
+    tallies = {"right": found & truth, "wrong": found - truth, "missed": truth - found}
+    by = {name: Counter(kind for kind, _ in labels) for name, labels in tallies.items()}
+    kinds = {kind for kind, _ in found | truth}
+    return {k: Counts(by["right"][k], by["wrong"][k], by["missed"][k]) for k in sorted(kinds)}
+
+
+def false_alarms(found: set[Label], record: Record) -> dict[str, tuple[int, int]]:
+    """For each hard negative: how many replies it befell, and how many of them got a label for it."""
+    befell: dict[str, set[str]] = {}
+    fooled: dict[str, set[str]] = {}
+    for name, (kind, response_id) in record.traps:
+        befell.setdefault(name, set()).add(response_id)
+        if (kind, response_id) in found - record.truth:
+            fooled.setdefault(name, set()).add(response_id)
+    return {name: (len(befell[name]), len(fooled.get(name, ()))) for name in sorted(befell)}
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """95 % score interval of a share. Source: Wilson 1927."""
+    z = 1.959964
+    share, spread = right / of, z * z / of
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
+    return middle - half, middle + half
+
+
+@cache
+def measured(name: str, chats: int = CHATS) -> tuple[Record, set[Label]]:
+    half, seed = HALVES[name]
+    record = traffic(half, REWRITES[name], seed=seed, chats=chats)
+    return record, inferred(record)
