@@ -59,7 +59,7 @@ contracts: install
 check: lint types contracts test ## exactly what CI runs
 
 docs: install ## write the generated reference pages (configuration, events, metrics, commands)
-	@$(BIN)/python -m tests.reference
+	@$(BIN)/python -m tests.reference && $(BIN)/python -m tests.signals_page
 
 bench: install ## every benchmark
 	@$(BIN)/python -m tests.benchmarks

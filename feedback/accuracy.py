@@ -182,7 +182,7 @@ def _verdict(gold: Iterable[_Gold], user: str) -> float:
 
 def _posterior(kind: SignalKind, tier: Tier, verdicts: Iterable[float]) -> Accuracy:
     found = sorted(verdicts)
-    agreed, disagreed = fsum(v for v in found if v > 0.0), -fsum(v for v in found if v < 0.0)
+    agreed, disagreed = fsum(v for v in found if v > 0.0), fsum(-v for v in found if v < 0.0)
     mean = (PRIOR_STRENGTH * PRIORS[kind] + agreed) / (PRIOR_STRENGTH + agreed + disagreed)
     return Accuracy(
         kind=kind,

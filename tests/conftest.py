@@ -8,9 +8,15 @@ import pytest
 # waiting threads sleep instead of spinning; read when torch loads, so before the imports below
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from hypothesis import settings
+
 from tests.engines import tiny_base, transformers_engine, vllm_engine  # noqa: F401 (fixtures)
 from tests.kafka_broker import kafka_broker, kafka_session  # noqa: F401 (fixtures)
 from tests.postgres import postgres_server, postgres_url  # noqa: F401 (fixtures)
+
+# how long an example takes says more about what else the machine does than about the code
+settings.register_profile("ratchet", deadline=None)
+settings.load_profile("ratchet")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,8 +6,11 @@
 import pytest
 
 from feedback.events import SignalKind
+from tests import signals_page
 from tests.feedback.measured import Counts, compare, false_alarms, measured, wilson
 from tests.feedback.traffic import Record
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,11 @@ def test_what_is_inferred_is_what_people_did(counts, kind, goal):
 def test_most_of_what_people_did_is_inferred(counts, kind):
     """Precision by silence would be easy."""
     assert counts[kind].recall >= 0.9
+
+
+def test_the_page_has_the_figures_of_these_rules():
+    """`python -m tests.signals_page` was forgotten when this fails."""
+    assert signals_page.PAGE.read_text(encoding="utf-8") == signals_page.page()
 
 
 def test_every_hard_negative_befell_enough_replies():
