@@ -58,7 +58,7 @@ contracts: install
 
 check: lint types contracts test ## exactly what CI runs
 
-docs: install ## write the generated reference pages (configuration, events, metrics, commands)
+docs: install ## write the generated pages (configuration, events, metrics, commands, signals)
 	@$(BIN)/python -m tests.reference && $(BIN)/python -m tests.signals_page
 
 bench: install ## every benchmark
@@ -70,5 +70,5 @@ bench-%: install ## one benchmark, for example bench-log
 lock: ## resolve the pinned locks anew
 	@.ci/lock
 
-clean: ## remove what was built, but not the environment
-	@rm -rf build .ratchet
+clean: ## remove what was built (build/), but neither the environment nor a service's data
+	@rm -rf build

@@ -1,6 +1,6 @@
 """How much one rater's word counts: thumbs centred per user, every account's share of the weight capped.
 
-Functions of a whole snapshot's rows, whatever their order. Reliability is not estimated here yet.
+Functions of a whole snapshot's rows, whatever their order. Reliability is found by `trust` and `accuracy`.
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ def centre_thumbs(grades: Iterable[Grade]) -> list[Grade]:
     grow to 0.95 (0.05), never cross over.
     """
     rows = list(grades)
-    thumbs = [g for g in rows if g.kind is SignalKind.THUMB]
+    thumbs = [g for g in rows if _votes(g)]
     if not thumbs:
         return rows
     ups: dict[str, list[bool]] = defaultdict(list)
@@ -41,7 +41,12 @@ def centre_thumbs(grades: Iterable[Grade]) -> list[Grade]:
         ups[thumb.user].append(thumb.p > 0.5)
     everybody = _inside(sum(t.p > 0.5 for t in thumbs) / len(thumbs))
     shift = {user: _logit(_shrunk_rate(votes, everybody)) - _logit(everybody) for user, votes in ups.items()}
-    return [_centred(g, shift[g.user]) if g.kind is SignalKind.THUMB else g for g in rows]
+    return [_centred(g, shift[g.user]) if _votes(g) else g for g in rows]
+
+
+def _votes(grade: Grade) -> bool:
+    """Whether it is a thumb that says anything: those of signals found unreliable have faded to 0.5."""
+    return grade.kind is SignalKind.THUMB and grade.p != 0.5
 
 
 def cap_accounts(rows: Iterable[Row], share: float) -> list[Row]:

@@ -54,6 +54,8 @@ ROUNDS = 3
 """Times that voices are weighed by the honesty found with them."""
 NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
+_SUBJECT_ROUNDS = 8
+"""Times that subjects are cut: each cut raises the share of those not cut."""
 _SHRINKAGE = 3.0
 """A word's voices are averaged as if this many silent ones were among them."""
 _BINS = 6
@@ -162,7 +164,7 @@ def weigh(
         row.weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
         for row, about in zip(kept, subjects, strict=True)
     ]
-    for limit in (_one_subject, _newcomers, _whole_subjects(subject_cap)):
+    for limit in (_one_subject, _newcomers, *[_whole_subjects(subject_cap)] * _SUBJECT_ROUNDS):
         weights = limit(kept, subjects, weights, trust)
     made = [
         msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
@@ -240,11 +242,16 @@ def _margins(
             mine[feature] = h * min(1.0, max(-1.0, said))
             total[feature] += mine[feature]
             number[feature] += h
+
+    def others(feature: str, account: str) -> float:
+        """Honest voices about it, without the account's own."""
+        return max(0.0, number[feature] - honest[account] * _heard(on_subject, account, feature))
+
     margins = []
     for vote in votes:
         mine = own[vote.account]
         said = fsum(
-            sign * (total[f] - mine[f]) / (max(0.0, number[f] - 1.0) + _SHRINKAGE)
+            sign * (total[f] - mine[f]) / (others(f, vote.account) + _SHRINKAGE)
             for f, sign in vote.signs.items()
         )
         margins.append(said / sqrt(len(vote.signs)))

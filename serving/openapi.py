@@ -12,6 +12,9 @@ _TEMPLATE = "#/components/schemas/{name}"
 _, SCHEMAS = msgspec.json.schema_components(
     (signals.Feedback, signals.Accepted, ErrorBody), ref_template=_TEMPLATE
 )
+SCHEMAS["SignalKind"]["enum"] = [
+    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in signals.READ_FROM_TRAFFIC
+]
 
 
 def _json(schema: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -472,7 +472,7 @@ def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
 
 def stay(address: str, key: str, config: Path, console: Console) -> None:
     """Up until Ctrl-C."""
-    command = f"ratchet --config {config}"
+    command = f"{Path(sys.executable).parent / 'ratchet'} --config {config}"
     console.print(
         f"\nchat    {address}/#key={key}\nmetrics {address}/metrics\nlook    {command} adapters list · "
         f"{command} data list · {command} learn status\nCtrl-C ends it",

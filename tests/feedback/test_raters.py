@@ -60,6 +60,13 @@ def weight_by_user(rows: list[Grade]) -> dict[str, float]:
     return dict(totals)
 
 
+def test_thumbs_that_say_nothing_are_nobodys_votes():
+    """Thumbs faded to 0.5 stay there and move nobody: b's six ups and a down are as without them."""
+    votes = [grade(n, "b", p=0.9) for n in range(6)] + [grade(6, "b", p=0.1)]
+    faded = [grade(10 + n, f"x{n % 10}", p=0.5) for n in range(30)]
+    assert centre_thumbs([*votes, *faded]) == [*centre_thumbs(votes), *faded]
+
+
 def test_an_account_above_the_cap_is_scaled_to_it():
     """One account of 30 and twenty of 1, cap 0.1: t = 0.1 * (20 + t), t = 2 / 0.9 = 2.2222."""
     rows = [grade(n, "loud") for n in range(30)] + [grade(100 + n, f"u{n}") for n in range(20)]

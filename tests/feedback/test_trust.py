@@ -160,6 +160,25 @@ def test_a_subject_that_few_speak_of_has_no_more_weight_than_allowed():
     assert share <= 2 * 3 / 63 + 1e-6
 
 
+def test_many_flooded_subjects_are_each_held_to_what_is_allowed():
+    """Twenty accounts of 120, each loud about one subject: 1 in 120 voices, twice that is 1.67 %. Cutting one
+    subject lifts the others' shares, so once is not enough."""
+    honest = [
+        thumb(n, f"u{n}", up=True, reply=GOOD[0], topic=TOPICS[n % 6], at_s=70.0 * n) for n in range(100)
+    ]
+    loud = [
+        msgspec.structs.replace(
+            thumb(200 + n, f"loud{n}", up=True, reply=GOOD[0], topic=f"thing{'abcdefghijklmnopqrst'[n]}"),
+            weight=50.0,
+        )
+        for n in range(20)
+    ]
+    nothing_known = Trust(honest={}, on_subject={}, record={}, suspended={})
+    kept = weigh([*honest, *loud], [], [], nothing_known, subject_cap=0.01).grades
+    shares = [weight_of(kept, f"loud{n}") / fsum(g.weight for g in kept) for n in range(20)]
+    assert max(shares) <= 2 / 120 * 1.01
+
+
 def test_a_burst_is_quarantined_only_when_others_are_slower():
     """100 signals in 50 s; in a load test or a simulation everybody does that."""
     burst = [thumb(n, "burst", up=True, reply=GOOD[0], at_s=0.5 * n + 0.001 * n * n) for n in range(100)]
