@@ -4,6 +4,8 @@ Functions of a connection; whoever opens the transaction decides what is atomic.
 SQLAlchemy's failures become StateUnavailable here, in `reading` and `writing`.
 """
 
+import sqlite3
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,13 +121,27 @@ def open_state(url: str) -> sa.Engine:
     return engine
 
 
+def _use_wal(connection: Any) -> None:
+    """SQLite does not wait for the lock here, so two processes that open a new database at once must."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 def _configure_sqlite(engine: sa.Engine) -> None:
     """WAL, and real transactions: pysqlite's own never cover reads. Writers queue up instead of failing."""
 
     @sa.event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        _use_wal(connection)
+        for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
