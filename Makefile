@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (two to four minutes, the first time only)"
 	@$(BIN)/pip install --disable-pip-version-check --no-deps --no-compile -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) \
-		|| { echo "pip finds no $(TORCH) here: take the CPU package index's address from pytorch.org, 'Get started'," \
+		|| { echo "pip finds no $(TORCH) here: take the address of the CPU package index from PyTorch's own installation guide," \
 			"and run: make TORCH_INDEX=ADDRESS" >&2; exit 2; }
 	@$(BIN)/python .ci/install requirements-cpu.txt
 	@$(BIN)/pip install --disable-pip-version-check --no-deps -q --no-build-isolation -e .

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.feedback.measured import CHATS, compare, false_alarms, measured, wilson
+from learner.measures import wilson
+from tests.feedback.measured import CHATS, compare, false_alarms, measured
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
 BEGIN, END = "<!-- measured: `python -m tests.signals_page` -->\n", "<!-- /measured -->\n"
@@ -25,7 +26,7 @@ def figures() -> str:
 
 
 def _share(right: int, of: int) -> str:
-    low, high = wilson(right, of)
+    _, low, high = wilson(right, of)
     return f"{right / of:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -1,6 +1,5 @@
 """How right `feedback.implicit` is about labelled traffic: counts, precision, recall."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -52,15 +51,6 @@ def false_alarms(found: set[Label], record: Record) -> dict[str, tuple[int, int]
         if (kind, response_id) in found - record.truth:
             fooled.setdefault(name, set()).add(response_id)
     return {name: (len(befell[name]), len(fooled.get(name, ()))) for name in sorted(befell)}
-
-
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """95 % score interval of a share. Source: Wilson 1927."""
-    z = 1.959964
-    share, spread = right / of, z * z / of
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
-    return middle - half, middle + half
 
 
 @cache
