@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import codec, snapshots, store
+from feedback import codec, database, snapshots, store
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Derived, derive
 from feedback.errors import CodecError, LogError, SnapshotError, StateUnavailable
@@ -90,7 +90,7 @@ def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) ->
 
     Raises: LogError or StateUnavailable; then nothing has changed.
     """
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         offsets = store.load_offsets(tx)
     records = [
         record
@@ -103,7 +103,7 @@ def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) ->
     _observe_lag(log, offsets, records)
     if not records:
         return Folded()
-    with store.writing(state) as tx:
+    with database.writing(state) as tx:
         folded = fold_records(tx, records, retry_window_s=config.retry_window_s, now=now)
     _observe(folded)
     return folded
@@ -138,7 +138,7 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
     """Derive every stored conversation anew, after the rules of derivation changed; returns how many."""
     after, done = "", 0
     while True:
-        with store.writing(state) as tx:
+        with database.writing(state) as tx:
             ids = store.conversation_ids(tx, after, _REDERIVED_TOGETHER)
             if not ids:
                 store.save_derivation_rules(tx, _rules(retry_window_s))
@@ -153,12 +153,12 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
 
 def _prepare(state: sa.Engine, config: Pipeline) -> bool:
     """Bring what was derived up to this release's rules, and the gauges up to the state."""
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         rules = store.derivation_rules(tx)
     if rules != _rules(config.retry_window_s):
         conversations = rederive(state, retry_window_s=config.retry_window_s)
         _log.info("pipeline_rederived", conversations=conversations, before=rules)
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         _count(store.count_derived(tx))
     _log.info("pipeline_ready")
     return True

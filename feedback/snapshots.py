@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import accuracy, store, trust
+from feedback import accuracy, database, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
@@ -190,7 +190,7 @@ def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Man
 
 def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     """`build` on an open state."""
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         assembled = assemble(
             grades=store.derived_rows(tx, "grade"),
             pairs=store.derived_rows(tx, "pair"),
@@ -226,7 +226,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         quarantined=assembled.quarantined,
     )
     manifest = _write_once(out_dir, manifest, rows)
-    with store.writing(state) as tx:
+    with database.writing(state) as tx:
         store.note_snapshot(tx, manifest.name, now, arrived)
     return manifest
 
@@ -361,7 +361,7 @@ def pending_weight(state_url: str, since_snapshot: str | None) -> float:
     """
     state = store.open_state(state_url)
     try:
-        with store.reading(state) as tx:
+        with database.reading(state) as tx:
             before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
             now = store.arrived_weight(tx)
     finally:
@@ -385,7 +385,7 @@ def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
         raise SnapshotError(f"no snapshot in {snapshots_dir} holds a pair {pair_id!r}")
     state = store.open_state(state_url)
     try:
-        with store.reading(state) as tx:
+        with database.reading(state) as tx:
             events = store.payloads(tx, pair.event_ids)
     finally:
         state.dispose()

@@ -1,14 +1,11 @@
 """The pipeline's state in SQL: events, offsets, what was derived, dead letters. Decides nothing.
 
 Functions of a connection; whoever opens the transaction decides what is atomic. SQLite or PostgreSQL.
-SQLAlchemy's failures become StateUnavailable here, in `reading` and `writing`.
+`database` opens it and makes its transactions.
 """
 
-import sqlite3
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
@@ -16,8 +13,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from feedback import database
 from feedback.derivation import Asked, Derived
-from feedback.errors import StateUnavailable
 from feedback.events import Event
 from feedback.records import Demonstration, Grade, Pair
 
@@ -28,7 +25,6 @@ Kinds = Counter[tuple[str, str]]
 """Number of derived rows by what they are and by signal kind."""
 
 _CHUNK = 500
-_LOCK_TIMEOUT_S = 30.0
 
 metadata = sa.MetaData()
 events = sa.Table(
@@ -107,68 +103,11 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def open_state(url: str) -> sa.Engine:
-    """The state database, its tables made if need be.
+    """The pipeline's part of the state database. The log has all that a power failure takes from it.
 
     Raises: StateUnavailable.
     """
-    if url.startswith("sqlite"):
-        engine = sa.create_engine(url, connect_args={"timeout": _LOCK_TIMEOUT_S})
-        _configure_sqlite(engine)
-    else:
-        engine = sa.create_engine(url, pool_pre_ping=True)
-    with writing(engine) as tx:
-        metadata.create_all(tx)
-    return engine
-
-
-def _use_wal(connection: Any) -> None:
-    """SQLite does not wait for the lock here, so two processes that open a new database at once must."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _configure_sqlite(engine: sa.Engine) -> None:
-    """WAL, and real transactions: pysqlite's own never cover reads. Writers queue up instead of failing."""
-
-    @sa.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        _use_wal(connection)
-        for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def on_begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("ratchet_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that writes. Raises: StateUnavailable, and then nothing was written."""
-    try:
-        with engine.execution_options(ratchet_writes=True).begin() as tx:
-            yield tx
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as e:
-        raise StateUnavailable(f"state database {engine.url.render_as_string()}: {e.orig}") from e
-
-
-@contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that sees a single moment of the state. Raises: StateUnavailable."""
-    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    try:
-        with engine.execution_options(**level).begin() as tx:
-            yield tx
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as e:
-        raise StateUnavailable(f"state database {engine.url.render_as_string()}: {e.orig}") from e
+    return database.connect(url, metadata, durable=False)
 
 
 def load_offsets(tx: sa.Connection) -> Offsets:

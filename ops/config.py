@@ -53,10 +53,12 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """KL budget per reply, counted from the root reference."""
     max_length_ratio: float = 1.6
     """Mean reply length against the baseline's; also bounded below by its inverse."""
-    min_well_formed: float = 0.9
-    """Share of replies that must be well-formed, or the baseline's own share less 0.02 if that is lower."""
+    max_well_formed_loss: float = 0.1
+    """The loss in the share of well-formed replies must lie below this with 95 % confidence."""
     min_reward_model_pairs: int = 10
     """Fewer held-out pairs than this say nothing of the reward model."""
+    min_reward_model_accuracy: float = 0.5
+    """The reward model's accuracy on held-out pairs must lie above this with 95 % confidence."""
     max_error_rate: float = 0.02
     """A canary failing more of its turns than this (and at least 3) is rolled back."""
     auto_promote: bool = True

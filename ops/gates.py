@@ -10,7 +10,6 @@ from ops.adapters import EvalReport
 from ops.config import Rollout
 
 Z_ONE_SIDED_95 = 1.6449
-WELL_FORMED_SLACK = 0.02
 
 
 class Verdict(StrEnum):
@@ -61,14 +60,31 @@ def explain(results: Sequence[GateResult]) -> str:
     return "; ".join(short) or f"all {len(results)} gates passed"
 
 
-def wilson_low(share: float, n: int, z: float = Z_ONE_SIDED_95) -> float:
-    """Lower end of Wilson's score interval for a proportion of `n` trials.
+def wilson(share: float, n: int, z: float = Z_ONE_SIDED_95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion of `n` trials, one-sided at either end; [0, 1] of none.
 
-    (p + z²/2n - z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)        Source: Wilson 1927.
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)        Source: Wilson 1927.
     """
+    if n == 0:
+        return 0.0, 1.0
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n)
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def newcombe(share: float, before: float, n: int, z: float = Z_ONE_SIDED_95) -> tuple[float, float]:
+    """Interval for `share` - `before`, each a proportion of `n` trials, from the Wilson interval of either.
+
+    Replies to one prompt are counted as if they were independent.
+    Source: Newcombe 1998, method 10, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
+    """
+    low, high = wilson(share, n, z)
+    low_before, high_before = wilson(before, n, z)
+    change = share - before
+    return (
+        change - math.hypot(share - low, high_before - before),
+        change + math.hypot(high - share, before - low_before),
+    )
 
 
 def _contradictions(report: EvalReport) -> str:
@@ -94,12 +110,8 @@ def _reward_gain(report: EvalReport, rollout: Rollout) -> GateResult:
     if report.prompts < rollout.min_prompts:
         verdict = Verdict.INCONCLUSIVE
         interval = f"{report.prompts} held-out prompts, {rollout.min_prompts} are needed"
-    elif low > least:
-        verdict = Verdict.PASS
-    elif high < least:
-        verdict = Verdict.FAIL
     else:
-        verdict = Verdict.INCONCLUSIVE
+        verdict = _beyond(low, high, least)
     return _result("reward_gain", verdict, report.reward_gain, least, interval)
 
 
@@ -119,26 +131,39 @@ def _length(report: EvalReport, rollout: Rollout) -> GateResult:
 
 
 def _well_formed(report: EvalReport, rollout: Rollout) -> GateResult:
-    least = min(rollout.min_well_formed, report.baseline_well_formed - WELL_FORMED_SLACK)
-    reason = f"{report.well_formed:.1%} of replies are well-formed, at least {least:.1%} wanted"
-    return _result("well_formed", _passes(report.well_formed >= least), report.well_formed, least, reason)
+    """Non-inferiority: a broken adapter fails, and one that a few replies make look worse does not."""
+    share, before, least = report.well_formed, report.baseline_well_formed, -rollout.max_well_formed_loss
+    low, high = newcombe(share, before, report.samples)
+    reason = (
+        f"{share:.1%} of {report.samples} replies are well-formed, the baseline's {before:.1%}: "
+        f"change [{low:+.1%}, {high:+.1%}], allowed {least:+.1%}"
+    )
+    return _result("well_formed", _beyond(low, high, least), share - before, least, reason)
 
 
 def _reward_model(report: EvalReport, rollout: Rollout) -> GateResult:
-    """One-sided 95 %: a reward model no better than a coin says nothing about the gain."""
-    accuracy, pairs = report.reward_model_accuracy, report.reward_model_pairs
+    """A reward model no better than a coin says nothing about the gain."""
+    accuracy, pairs, least = (
+        report.reward_model_accuracy,
+        report.reward_model_pairs,
+        rollout.min_reward_model_accuracy,
+    )
     reason = f"reward model right on {accuracy:.1%} of {pairs} held-out pairs"
     if pairs < rollout.min_reward_model_pairs:
         verdict = Verdict.INCONCLUSIVE
         reason += f", {rollout.min_reward_model_pairs} are needed"
-    elif wilson_low(accuracy, pairs) > 0.5:
-        verdict = Verdict.PASS
-    elif wilson_low(1 - accuracy, pairs) > 0.5:
-        verdict = Verdict.FAIL
     else:
-        verdict = Verdict.INCONCLUSIVE
-        reason += ": not better than chance with 95 % confidence"
-    return _result("reward_model", verdict, accuracy, 0.5, reason)
+        low, high = wilson(accuracy, pairs)
+        verdict = _beyond(low, high, least)
+        reason += f" [{low:.1%}, {high:.1%}], above {least:.1%} wanted"
+    return _result("reward_model", verdict, accuracy, least, reason)
+
+
+def _beyond(low: float, high: float, least: float) -> Verdict:
+    """PASS when the whole interval lies above the least that is allowed, FAIL when it lies below."""
+    if low > least:
+        return Verdict.PASS
+    return Verdict.FAIL if high < least else Verdict.INCONCLUSIVE
 
 
 def _passes(good: bool) -> Verdict:

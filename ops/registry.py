@@ -16,23 +16,19 @@ import msgspec
 from sqlalchemy import (
     Column,
     Connection,
-    Engine,
     Integer,
     LargeBinary,
     MetaData,
     Table,
     Text,
-    create_engine,
-    event,
-    func,
     insert,
     select,
     update,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import IntegrityError
 
+from feedback import database
+from feedback.errors import StateUnavailable
 from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, EvalReport
 from ops.errors import (
     InvalidAdapter,
@@ -43,12 +39,7 @@ from ops.errors import (
 )
 from ops.traffic import TrafficTable
 
-BUSY_TIMEOUT_S = 10.0
-"""How long a writer waits for another one."""
-
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,119}")
-_CREATE_LOCK = 0x72617463686574
-"""PostgreSQL advisory lock: one process creates the tables, the others wait."""
 
 _tables = MetaData()
 _adapters = Table(
@@ -124,11 +115,8 @@ class Registry:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _connect(url)
-        with self._write() as c:
-            if c.dialect.name == "postgresql":
-                c.execute(select(func.pg_advisory_xact_lock(_CREATE_LOCK)))
-            _tables.create_all(c)
+        with _translated():
+            self._engine = database.connect(url, _tables)
 
     def register(self, adapter: Adapter, *, by: str = "learner") -> Adapter:
         """Add a candidate in state `registered`. The same name and hash again changes nothing.
@@ -306,12 +294,12 @@ class Registry:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as c:
+        with _translated(), database.reading(self._engine) as c:
             yield c
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect().execution_options(ratchet_write=True) as c, c.begin():
+        with _translated(), database.writing(self._engine) as c:
             yield c
 
 
@@ -319,40 +307,8 @@ class Registry:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except IntegrityError:
-        raise
-    except (DBAPIError, PoolTimeout) as e:
-        reason = str(getattr(e, "orig", None) or e).strip().splitlines()[0]
-        raise RegistryUnavailable(f"the registry's database does not answer: {reason}") from e
-
-
-def _connect(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S)
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S})
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as e:
-        raise RegistryUnavailable(f"cannot use state_url {_redacted(url)!r}: {e}") from e
-    event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _redacted(url: str) -> str:
-    return re.sub(r"://[^@/]*@", "://…@", url)
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin_sqlite(c: Connection) -> None:
-    """Writers take the lock at once: upgrading a read lock later can deadlock, and SQLite then gives up."""
-    c.exec_driver_sql("BEGIN IMMEDIATE" if c.get_execution_options().get("ratchet_write") else "BEGIN")
+    except StateUnavailable as e:
+        raise RegistryUnavailable(str(e)) from e
 
 
 def _check_identity(adapter: Adapter) -> None:

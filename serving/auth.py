@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
 from hashlib import blake2b, sha256
-from pathlib import Path
 
 import msgspec
-from sqlalchemy import Column, DateTime, Engine, MetaData, String, Table, create_engine, event, select, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import Column, DateTime, MetaData, String, Table, select, update
 
+from feedback import database
+from feedback.errors import StateUnavailable
 from serving.errors import BadRequest, Forbidden, KeysUnavailable, Unauthenticated
 
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -72,8 +71,7 @@ class Keys:
 
     def __init__(self, url: str) -> None:
         with _translated():
-            self._engine = _engine(url)
-            _metadata.create_all(self._engine)
+            self._engine = database.connect(url, _metadata)
 
     def create(self, owner: str, role: Role, now: datetime) -> str:
         """A new key's secret, which is not kept and cannot be shown again. Raises: BadRequest."""
@@ -87,13 +85,13 @@ class Keys:
             "role": role.name.lower(),
             "created_at": now,
         }
-        with _translated(), self._engine.begin() as c:
+        with _translated(), database.writing(self._engine) as c:
             c.execute(_keys.insert().values(row))
         return secret
 
     def list(self) -> list[Key]:
         """Every key, the oldest first."""
-        with _translated(), self._engine.connect() as c:
+        with _translated(), database.reading(self._engine) as c:
             rows = c.execute(select(_keys).order_by(_keys.c.created_at, _keys.c.digest))
             return [Key(**row) for row in rows.mappings()]
 
@@ -105,7 +103,7 @@ class Keys:
         found = [k for k in self.list() if prefix and k.prefix.startswith(prefix) and k.revoked_at is None]
         if len(found) != 1:
             raise BadRequest(f"{len(found)} unrevoked keys start with {prefix!r}; see `ratchet keys list`")
-        with _translated(), self._engine.begin() as c:
+        with _translated(), database.writing(self._engine) as c:
             c.execute(update(_keys).where(_keys.c.digest == found[0].digest).values(revoked_at=now))
         return found[0]
 
@@ -150,20 +148,9 @@ def _principal(key: Key) -> Principal:
     return Principal(key.owner, Role[key.role.upper()], salt)
 
 
-def _engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": 10.0})
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
-    return engine
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (SQLAlchemyError, ArgumentError, OSError) as e:
-        raise KeysUnavailable(f"the keys database is out of reach: {str(e).splitlines()[0]}") from e
+    except StateUnavailable as e:
+        raise KeysUnavailable(str(e)) from e

@@ -31,6 +31,8 @@ from feedback.config import Deployment, read, section
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from ops.adapters import Adapter, AdapterState
+from ops.config import Rollout
+from ops.gates import Verdict, judge, overall
 from ops.registry import Registry
 from ops.simulation import helpdesk
 from ops.simulation.figures import GOAL, Figures, Measured, TurnFigures, conclude, separate, show, summary
@@ -326,8 +328,9 @@ async def one_turn(
         learned = time.monotonic()
         crowd.pace = ROLLING_OUT
         name = sorted(stage_of(registry) - before)[-1]
+        rollout = section(stage.sections, "rollout", Rollout)
         await until(
-            lambda: decided_on(registry.get(name)),
+            lambda: decided_on(registry.get(name), rollout),
             say,
             lambda: f"turn {turn}: {rolling(registry.get(name))}",
         )
@@ -360,11 +363,12 @@ async def one_turn(
 DECIDED = frozenset({AdapterState.STABLE, AdapterState.REJECTED, AdapterState.ROLLED_BACK})
 
 
-def decided_on(adapter: Adapter) -> bool:
+def decided_on(adapter: Adapter, rollout: Rollout) -> bool:
     """Whether the loop is done with it for now: one whose gates want more evidence waits, and the next turn,
     on more feedback, makes another."""
-    waits = adapter.state is AdapterState.REGISTERED and "inconclusive" in adapter.reason
-    return waits or adapter.state in DECIDED
+    if adapter.state is AdapterState.REGISTERED and adapter.report is not None:
+        return overall(judge(adapter.report, rollout)) is Verdict.INCONCLUSIVE
+    return adapter.state in DECIDED
 
 
 def stage_of(registry: Registry) -> frozenset[str]:

@@ -13,6 +13,8 @@ from ops.simulation.users import Judged, interval
 
 GOAL = 0.15
 """True utility that the loop must add, on a scale of 0 to 1, with intervals that do not overlap."""
+EXAMPLES = 3
+"""Number of questions shown with the reply before and after."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     rude: float
     replies: int
     examples: list[tuple[str, str]]
+    """The first reply to each of the first questions, whatever they are worth."""
 
 
 class TurnFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +75,9 @@ def summary(adapter: str, replies: Sequence[Judged]) -> Measured:
     utility = interval(replies)
     assert utility is not None
     traits = [helpdesk.traits(r.question, r.reply) for r in replies]
+    first_replies: dict[str, str] = {}
+    for r in replies:
+        first_replies.setdefault(r.question, r.reply)
     return Measured(
         adapter=adapter,
         utility=utility,
@@ -80,7 +86,7 @@ def summary(adapter: str, replies: Sequence[Judged]) -> Measured:
         hedged=sum(t.hedged for t in traits) / len(traits),
         rude=sum(t.rude for t in traits) / len(traits),
         replies=len(replies),
-        examples=[(r.question, r.reply) for r in replies[:3]],
+        examples=list(first_replies.items())[:EXAMPLES],
     )
 
 
@@ -133,11 +139,11 @@ def show(figures: Figures, out: Path, console: Console) -> None:
     row("adapter", [m.adapter for m in found])
     console.print(table)
     if figures.before and figures.turns:
-        question, reply = figures.before.examples[0]
-        console.print(
-            f"  user    {question}\n  before  {reply}\n  after   {figures.turns[-1].after.examples[0][1]}",
-            markup=False,
-        )
+        after = dict(figures.turns[-1].after.examples)
+        for question, reply in figures.before.examples:
+            console.print(
+                f"  user    {question}\n  before  {reply}\n  after   {after[question]}\n", markup=False
+            )
     verdict = "[green]improved[/green]" if figures.passed else "[red]goal missed[/red]"
     promised = figures.replies_received + figures.signals_acknowledged
     console.print(

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
-from feedback import codec, pipeline, snapshots, store
+from feedback import codec, database, pipeline, snapshots, store
 from feedback.__main__ import main
 from feedback.config import Pipeline
 from feedback.embedded import EmbeddedLog
@@ -58,18 +58,18 @@ def step(log: EmbeddedLog, state: sa.Engine) -> Folded:
 
 
 def grades(state: sa.Engine) -> list[tuple[str, str]]:
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         return sorted((g.response_id, g.reason) for g in store.derived_rows(tx, "grade"))
 
 
 def dead_letters(state: sa.Engine) -> list[DeadLetter]:
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         return store.load_dead_letters(tx)
 
 
 def everything(state: sa.Engine) -> dict[str, list[tuple]]:
     """All rows of all tables."""
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         return {t.name: sorted(map(tuple, tx.execute(sa.select(t)))) for t in store.metadata.sorted_tables}
 
 
@@ -218,7 +218,7 @@ def test_replaying_the_log_from_zero_changes_no_row(log, state):
     append(log, *EVENTS)
     step(log, state)
     before = everything(state)
-    with store.writing(state) as tx:
+    with database.writing(state) as tx:
         store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
     folded = step(log, state)
     assert folded.repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
@@ -249,7 +249,7 @@ def test_other_rules_derive_everything_anew(log, state):
     append(log, BAD, quick, thumb(quick, True))
     step(log, state)
     assert pipeline.rederive(state, retry_window_s=0.1) == 1
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         assert [p.kind.value for p in store.derived_rows(tx, "pair")] == ["regeneration"]
 
 
@@ -261,7 +261,7 @@ def test_postgresql_holds_the_same_state_as_sqlite(log, state, url, postgres_url
     shared = store.open_state(postgres_url)
     for engine in (state, shared):
         step(log, engine)
-        with store.writing(engine) as tx:
+        with database.writing(engine) as tx:
             store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
         assert step(log, engine).repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
     assert everything(shared) == everything(state)
@@ -339,8 +339,8 @@ def test_a_log_out_of_reach_is_waited_for(log, state):
 
 
 def test_a_state_out_of_reach_is_said(tmp_path):
-    with pytest.raises(StateUnavailable, match="unable to open database file"):
-        store.open_state(f"sqlite:///{tmp_path}/missing/state.db")
+    with pytest.raises(StateUnavailable, match="does not answer: unable to open database file"):
+        store.open_state(f"sqlite:///{tmp_path}")
 
 
 def test_snapshots_can_be_built_on_a_clock(log, state, tmp_path):

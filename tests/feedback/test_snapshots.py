@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import accuracy, codec, pipeline, report, snapshots, store
+from feedback import accuracy, codec, database, pipeline, report, snapshots, store
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
 from feedback.eventlog import Position, Record, topic_of
@@ -68,7 +68,7 @@ def fold(url: str, events: list[Event], *, together: int = 7) -> None:
         records.append(Record(Position(topic, 0, offsets[topic]), event.key, codec.encode(event), event.id))
         offsets[topic] += 1
     for start in range(0, len(records), together):
-        with store.writing(state) as tx:
+        with database.writing(state) as tx:
             pipeline.fold_records(tx, records[start : start + together], retry_window_s=2.0, now=NOW)
     state.dispose()
 

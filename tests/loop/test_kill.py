@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from feedback import codec, pipeline, snapshots, store
+from feedback import codec, database, pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import EventLog, Topic
@@ -199,7 +199,7 @@ def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) ->
     wait_until(lambda: folded(state) == ends(log), "the pipeline catches up", else_show=folding.tail)
     assert folding.stop() == 0
     survived = snapshots.build_from(state, tmp_path / "survived", PIPELINE, NOON)
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         assert store.load_dead_letters(tx) == []
     state.dispose()
 
@@ -216,7 +216,7 @@ def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) ->
 
 
 def folded(state: Any) -> dict[tuple[str, int], int]:
-    with store.reading(state) as tx:
+    with database.reading(state) as tx:
         return store.load_offsets(tx)
 
 

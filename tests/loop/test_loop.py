@@ -34,6 +34,7 @@ from tests.loop.toy import CONTEXT, GOOD, LEARNER, QUESTIONS
 from tests.serving.conftest import serving
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+pytestmark = pytest.mark.slow
 PIPELINE = Pipeline(retry_window_s=0.0, heldout_fraction=0.3, account_cap=1.0)
 ROLLOUT = Rollout(
     canary_steps=[0.5], step_s=10.0, step_turns=8, drain_s=5.0, min_prompts=5, min_reward_model_pairs=3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ops.adapters import EvalReport
 from ops.config import Rollout
-from ops.gates import Verdict, explain, judge, overall, wilson_low
+from ops.gates import Verdict, explain, judge, newcombe, overall, wilson
 
 ROLLOUT = Rollout()
 GOOD = EvalReport(
@@ -84,11 +84,29 @@ def test_empty_baseline_replies_say_nothing_about_length() -> None:
     assert verdicts(baseline_mean_tokens=0.0)["length"] is Verdict.ERROR
 
 
-def test_replies_stay_well_formed() -> None:
-    assert verdicts(well_formed=0.90)["well_formed"] is Verdict.PASS
-    assert verdicts(well_formed=0.89)["well_formed"] is Verdict.FAIL
-    assert verdicts(well_formed=0.79, baseline_well_formed=0.80)["well_formed"] is Verdict.PASS
-    assert verdicts(well_formed=0.77, baseline_well_formed=0.80)["well_formed"] is Verdict.FAIL
+@pytest.mark.parametrize(
+    "share,before,samples,expected",
+    [
+        (0.96, 0.96, 160, Verdict.PASS),
+        (0.90, 0.96, 160, Verdict.INCONCLUSIVE),
+        (0.80, 0.96, 160, Verdict.FAIL),
+        (0.90, 0.96, 16_000, Verdict.PASS),
+        (0.85, 0.96, 16_000, Verdict.FAIL),
+        (0.8125, 0.84375, 32, Verdict.INCONCLUSIVE),  # one reply of 32 condemns nobody
+        (0.3, 0.84375, 32, Verdict.FAIL),
+        (1.0, 1.0, 10, Verdict.INCONCLUSIVE),
+        (1.0, 1.0, 0, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_replies_stay_well_formed(share: float, before: float, samples: int, expected: Verdict) -> None:
+    """At most 0.1 of the replies may cease to be well-formed, with 95 % confidence."""
+    found = verdicts(well_formed=share, baseline_well_formed=before, samples=samples)
+    assert found["well_formed"] is expected
+
+
+def test_newcombe_as_published() -> None:
+    """Newcombe's own example, 9 of 10 against 3 of 10: [0.1705, 0.8090] at 95 %, two-sided (table II, d)."""
+    assert newcombe(0.9, 0.3, 10, 1.959964) == pytest.approx((0.1705, 0.8090), abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +129,9 @@ def test_wilson_by_hand() -> None:
     centre 0.6 + 2.7057/200 = 0.61353; spread 1.6449 √(0.0024 + 2.7057/40000) = 1.6449 √0.00246764 = 0.08171;
     (0.61353 - 0.08171) / 1.027057 = 0.51781
     """
-    assert wilson_low(0.6, 100) == pytest.approx(0.51781, abs=2e-5)
+    low, high = wilson(0.6, 100)
+    assert low == pytest.approx(0.51781, abs=2e-5)
+    assert high == pytest.approx(1 - wilson(0.4, 100)[0])
 
 
 def test_no_report_is_an_error() -> None:
