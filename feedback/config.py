@@ -31,7 +31,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kafka_servers: str = "127.0.0.1:9092"
     """Bootstrap servers, comma-separated."""
     kafka_prefix: str = "ratchet"
-    """Topics are named `<prefix>.turns`, `<prefix>.signals`, `<prefix>.adapters`, `<prefix>.dead-letters`."""
+    """Topics are named `<prefix>.turns`, `.signals`, `.adapters`, `.users`, `.dead-letters`."""
     kafka_partitions: int = 4
     """Partitions of each topic, when ratchet creates it."""
     state_url: str = ""

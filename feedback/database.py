@@ -19,8 +19,8 @@ _CREATE_LOCK = 0x7261746368657400
 _WRITES = "ratchet_writes"
 
 
-def connect(url: str, tables: sa.MetaData, *, durable: bool = True) -> sa.Engine:
-    """An engine for the database, `tables` made if need be.
+def connect(url: str, *tables: sa.MetaData, durable: bool = True) -> sa.Engine:
+    """An engine for the database, all `tables` made if need be.
 
     `durable`: a commit outlives a power failure; without it SQLite may lose the last few.
     Raises: StateUnavailable.
@@ -40,7 +40,8 @@ def connect(url: str, tables: sa.MetaData, *, durable: bool = True) -> sa.Engine
     with writing(engine) as tx:
         if tx.dialect.name == "postgresql":
             tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATE_LOCK)))
-        tables.create_all(tx)
+        for made in tables:
+            made.create_all(tx)
     return engine
 
 
@@ -60,6 +61,45 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     with _translated(engine), engine.execution_options(**level).begin() as tx:
         yield tx
+
+
+def scrub(engine: sa.Engine, tables: sa.MetaData) -> None:
+    """Rewrite the database's files without what was deleted from `tables`, which otherwise stays in them for long.
+
+    Waits for readers of older moments. Raises: StateUnavailable when they do not end in time.
+    """
+    if engine.dialect.name == "postgresql":
+        with _translated(engine), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as tx:
+            for table in tables.sorted_tables:
+                tx.exec_driver_sql(f'VACUUM FULL "{table.name}"')
+            return
+    with _translated(engine), engine.connect() as tx:
+        connection: Any = tx.connection.dbapi_connection
+        try:
+            scrub_sqlite(connection, time.monotonic() + _TIMEOUT_S)
+        except sqlite3.OperationalError as e:
+            raise StateUnavailable(f"the state database is in use, and was not rewritten: {e}; run it again") from e
+
+
+def scrub_sqlite(connection: sqlite3.Connection, deadline_s: float) -> None:
+    """Rewrite an SQLite file and empty its write-ahead log, outside of any transaction.
+
+    Raises: sqlite3.OperationalError after `deadline_s` on the monotonic clock.
+    """
+    while True:
+        try:
+            connection.execute("VACUUM")
+            (blocked, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not blocked:
+                return
+            trouble = sqlite3.OperationalError("others still read what was there before")
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            trouble = e
+        if time.monotonic() > deadline_s:
+            raise trouble
+        time.sleep(_LOOK_AGAIN_S)
 
 
 @contextmanager

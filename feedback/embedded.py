@@ -35,7 +35,7 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout, kept in its `user_version`."""
 
 _GROUP = 1024

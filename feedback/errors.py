@@ -3,12 +3,16 @@
 FeedbackError
 ├── ConfigError          a configuration file, key or value that cannot be used
 ├── CodecError           bytes that are no event
-│   └── UnknownEventType     an event type or major version this release does not know
+│   ├── UnknownEventType     an event type or major version this release does not know
+│   ├── KeyErased            an event whose user was erased: nobody can read it any more
+│   └── KeyUnknown           an event sealed under a key that this state database never had
 ├── LogError             the event log did not take or give what it was asked for
 │   ├── LogUnavailable       broker or file out of reach: try again later
 │   └── LogFull              no space left: nothing was written
 ├── StateUnavailable     the state database did not answer or is locked: try again later
-└── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
+├── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
+│   └── SnapshotErased       a snapshot that was removed because a user of it was erased
+└── UnknownUser          an end user of whom nothing is stored
 """
 
 
@@ -25,6 +29,14 @@ class CodecError(FeedbackError):
 
 
 class UnknownEventType(CodecError):
+    pass
+
+
+class KeyErased(CodecError):
+    pass
+
+
+class KeyUnknown(CodecError):
     pass
 
 
@@ -45,4 +57,12 @@ class StateUnavailable(FeedbackError):
 
 
 class SnapshotError(FeedbackError):
+    pass
+
+
+class SnapshotErased(SnapshotError):
+    pass
+
+
+class UnknownUser(FeedbackError):
     pass

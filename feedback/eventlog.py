@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from feedback.events import AdapterTransitioned, Event, SignalReceived, TurnRecorded
+from feedback.events import AdapterTransitioned, Event, SignalReceived, TurnRecorded, UserErased
 
 MAX_ENTRY_BYTES = 16 << 20
 """Largest value that a log takes; the same everywhere, so that whatever is in one fits into the other."""
@@ -21,10 +21,16 @@ class Topic(StrEnum):
     TURNS = "turns"
     SIGNALS = "signals"
     ADAPTERS = "adapters"
+    USERS = "users"
     DEAD_LETTERS = "dead-letters"
 
 
-_TOPIC_OF = {TurnRecorded: Topic.TURNS, SignalReceived: Topic.SIGNALS, AdapterTransitioned: Topic.ADAPTERS}
+_TOPIC_OF = {
+    TurnRecorded: Topic.TURNS,
+    SignalReceived: Topic.SIGNALS,
+    AdapterTransitioned: Topic.ADAPTERS,
+    UserErased: Topic.USERS,
+}
 
 
 def topic_of(event: Event) -> Topic:

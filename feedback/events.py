@@ -136,7 +136,18 @@ class AdapterTransitioned(
     at: datetime
 
 
-Data = TurnRecorded | SignalReceived | AdapterTransitioned
+class UserErased(msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.user.erased.v1", tag_field="type"):
+    """An end user's data keys were destroyed: nobody can read what was sealed under them any more."""
+
+    user: str
+    """Pseudonym."""
+    keys: tuple[str, ...]
+    """Ids of the data keys."""
+    by: str
+    at: datetime
+
+
+Data = TurnRecorded | SignalReceived | AdapterTransitioned | UserErased
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,4 +188,14 @@ def adapter_event(transition: AdapterTransitioned, source: str = "ratchet/contro
         time=transition.at,
         key=transition.adapter,
         data=transition,
+    )
+
+
+def erased_event(erased: UserErased, source: str = "ratchet/operator") -> Event:
+    return Event(
+        id=f"erased-{erased.user}-{erased.at.isoformat()}",
+        source=source,
+        time=erased.at,
+        key=erased.user,
+        data=erased,
     )

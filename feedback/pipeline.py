@@ -15,16 +15,17 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import codec, database, snapshots, store
+from feedback import codec, database, erasure, keyring, snapshots, store
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Derived, derive
-from feedback.errors import CodecError, LogError, SnapshotError, StateUnavailable
+from feedback.errors import CodecError, KeyErased, LogError, SnapshotError, StateUnavailable
 from feedback.eventlog import EventLog, Record, Topic
-from feedback.events import Event, SignalReceived, TurnRecorded
+from feedback.events import Event, SignalReceived, TurnRecorded, UserErased
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
 REPEATED = Counter("ratchet_feedback_repeated_events_total", "Events that were folded before.", ["topic"])
+ERASED = Counter("ratchet_feedback_erased_events_total", "Events of users who were erased.", ["topic"])
 DEAD_LETTERS = Counter("ratchet_feedback_dead_letters_total", "Records that could not be folded.", ["topic"])
 GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
 PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])

@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from feedback import database
+from feedback import database, keyring
 from feedback.derivation import Asked, Derived
 from feedback.events import Event
 from feedback.records import Demonstration, Grade, Pair
@@ -102,12 +102,12 @@ class Entry(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-def open_state(url: str) -> sa.Engine:
+def open_state(url: str, *, durable: bool = False) -> sa.Engine:
     """The pipeline's part of the state database. The log has all that a power failure takes from it.
 
     Raises: StateUnavailable.
     """
-    return database.connect(url, metadata, durable=False)
+    return database.connect(url, metadata, keyring.metadata, durable=durable)
 
 
 def load_offsets(tx: sa.Connection) -> Offsets:
