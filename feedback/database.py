@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.errors import StateUnavailable
 
@@ -63,14 +64,14 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield tx
 
 
-def scrub(engine: sa.Engine, tables: sa.MetaData) -> None:
-    """Rewrite the database's files without what was deleted from `tables`, which otherwise stays in them for long.
+def scrub(engine: sa.Engine, *tables: sa.MetaData) -> None:
+    """Rewrite the database's files without what was deleted from `tables`, else it stays in them for long.
 
     Waits for readers of older moments. Raises: StateUnavailable when they do not end in time.
     """
     if engine.dialect.name == "postgresql":
         with _translated(engine), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as tx:
-            for table in tables.sorted_tables:
+            for table in (table for made in tables for table in made.sorted_tables):
                 tx.exec_driver_sql(f'VACUUM FULL "{table.name}"')
             return
     with _translated(engine), engine.connect() as tx:
@@ -78,7 +79,9 @@ def scrub(engine: sa.Engine, tables: sa.MetaData) -> None:
         try:
             scrub_sqlite(connection, time.monotonic() + _TIMEOUT_S)
         except sqlite3.OperationalError as e:
-            raise StateUnavailable(f"the state database is in use, and was not rewritten: {e}; run it again") from e
+            raise StateUnavailable(
+                f"the state database is in use, and was not rewritten: {e}; run it again"
+            ) from e
 
 
 def scrub_sqlite(connection: sqlite3.Connection, deadline_s: float) -> None:
@@ -100,6 +103,11 @@ def scrub_sqlite(connection: sqlite3.Connection, deadline_s: float) -> None:
         if time.monotonic() > deadline_s:
             raise trouble
         time.sleep(_LOOK_AGAIN_S)
+
+
+def insert(tx: sa.Connection, table: sa.Table) -> Any:
+    """INSERT with an ON CONFLICT clause, which SQLite and PostgreSQL share and the standard lacks."""
+    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 @contextmanager

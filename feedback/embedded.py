@@ -1,4 +1,4 @@
-"""The event log in one SQLite file: the default log and every gateway's outbox. It never deletes an entry.
+"""The event log in one SQLite file: the default log and every gateway's outbox. It deletes no entry.
 
 A table per topic, one partition (0), offsets from 0 without gaps. Any number of processes may read and write
 the same file. Each process has one writer thread: whatever waits while a commit is on its way to the disk
@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,45 @@ class EmbeddedLog:
                 [work for work in left if not work.future.done()], LogUnavailable("the log's writer stopped")
             )
             file.close()
+
+
+def rewrite(
+    path: Path,
+    topic: Topic,
+    holding: bytes,
+    change: Callable[[bytes], bytes | None],
+    *,
+    timeout_s: float = 30.0,
+) -> int:
+    """Put `change(value)` in the place of every value of `topic` that holds these bytes and that it does not
+    leave alone (None), and wipe what was there; returns how many.
+
+    The one thing that may alter an entry: to erase a person from a log that was written before its entries
+    were sealed. Raises: LogUnavailable when others read what was there for longer than `timeout_s`.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        with closing(_open(path, timeout_s)) as connection:
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("BEGIN IMMEDIATE")
+            rows = connection.execute(
+                f'SELECT offset, value FROM "{topic}" WHERE instr(value, ?) > 0', (holding,)
+            )
+            changed = [(new, at) for at, value in rows if (new := change(bytes(value))) is not None]
+            connection.executemany(f'UPDATE "{topic}" SET value = ? WHERE offset = ?', changed)
+            connection.execute("COMMIT")
+            if changed:
+                _empty_write_ahead_log(connection, deadline_s)
+            return len(changed)
+    except (sqlite3.Error, OSError) as e:
+        raise _translated(e, path) from e
+
+
+def _empty_write_ahead_log(connection: sqlite3.Connection, deadline_s: float) -> None:
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > deadline_s:
+            raise sqlite3.OperationalError("others still read what was there before: run it again")
+        time.sleep(_LOOK_AGAIN_S)
 
 
 class _Writing:

@@ -1,15 +1,15 @@
 """The data keys of end users in the state database, and who was erased: destroying a key erases a user.
 
-Functions of a connection for whoever folds or erases; `KeyRing` for a process that seals and opens single events.
+Functions of a connection for whoever folds or erases; `KeyRing` for a process that seals single events.
 """
 
 import threading
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback import codec, database
 from feedback.codec import Keys
@@ -79,11 +79,11 @@ def opened(tx: sa.Connection, raws: Iterable[bytes]) -> list[Event]:
     """Stored events, without those of users who were erased. Raises: CodecError, KeyUnknown."""
     written = [codec.read(raw) for raw in raws]
     keys = keys_of(tx, {w.key_id for w in written if w.key_id})
-    return [codec.opened(w, keys) for w in written if w.key_id is None or keys.get(w.key_id, _MISSING)]
-
-
-_MISSING = object()
-"""A key that was never here: opening then says so."""
+    events = []
+    for one in written:
+        with suppress(KeyErased):
+            events.append(codec.opened(one, keys))
+    return events
 
 
 def obtain(tx: sa.Connection, user: str, now: datetime) -> DataKey:
@@ -93,31 +93,24 @@ def obtain(tx: sa.Connection, user: str, now: datetime) -> DataKey:
     if row is None:
         made = fresh_key()
         values = {"key_id": made.id, "user": user, "secret": made.secret, "made_at": now.isoformat()}
-        tx.execute(_insert(tx, _keys).on_conflict_do_nothing(), [values])
+        tx.execute(database.insert(tx, _keys).on_conflict_do_nothing(), [values])
         row = tx.execute(query).one()  # another process may have been first
     return DataKey(row.key_id, row.secret)
 
 
 def is_known(tx: sa.Connection, user: str) -> bool:
-    """Whether there ever was a key of this user."""
-    return tx.execute(sa.select(_keys.c.key_id).where(_keys.c.user == user).limit(1)).first() is not None
-
-
-def shred(tx: sa.Connection, user: str, by: str, now: datetime) -> Erasure:
-    """Note who is erased, then destroy their keys; an erasure that was begun and not finished goes on.
-
-    From the commit on nobody can open what was sealed under these keys.
-    """
-    unfinished = sa.select(_erasures).where(_erasures.c.user == user, _erasures.c.finished_at.is_(None))
-    row = tx.execute(unfinished).first()
-    if row is None:
-        values = {"user": user, "by": by, "requested_at": now.isoformat()}
-        tx.execute(sa.insert(_erasures).values(values))
-        row = tx.execute(unfinished).one()
-        destroy(tx, user, now)
-    return Erasure(
-        number=row.number, user=user, by=row.by, requested_at=datetime.fromisoformat(row.requested_at)
+    """Whether there ever was a key of this user, or an erasure."""
+    return any(
+        tx.execute(sa.select(table.c.user).where(table.c.user == user).limit(1)).first()
+        for table in (_keys, _erasures)
     )
+
+
+def note_erasure(tx: sa.Connection, user: str, by: str, now: datetime) -> Erasure:
+    """Write down that somebody is to be erased, before anything is done about it."""
+    values = {"user": user, "by": by, "requested_at": now.isoformat()}
+    number = tx.execute(sa.insert(_erasures).values(values).returning(_erasures.c.number)).scalar_one()
+    return Erasure(number=number, user=user, by=by, requested_at=now)
 
 
 def destroy(tx: sa.Connection, user: str, now: datetime, key_ids: Collection[str] | None = None) -> int:
@@ -130,7 +123,7 @@ def destroy(tx: sa.Connection, user: str, now: datetime, key_ids: Collection[str
 
 
 def bury(tx: sa.Connection, user: str, now: datetime) -> DataKey:
-    """A key that is erased from the start: what the caller seals under it, nobody ever opens."""
+    """A key that is destroyed from the start: what the caller seals under it, nobody ever opens."""
     key = fresh_key()
     at = now.isoformat()
     values = {"key_id": key.id, "user": user, "secret": None, "made_at": at, "erased_at": at}
@@ -145,9 +138,17 @@ def erased_keys(tx: sa.Connection, user: str) -> tuple[str, ...]:
 
 
 def finish(tx: sa.Connection, erasure: Erasure, now: datetime) -> Erasure:
-    done = sa.update(_erasures).where(_erasures.c.number == erasure.number)
+    """This erasure is done, and with it those of the same user that were begun before it."""
+    begun = sa.and_(_erasures.c.user == erasure.user, _erasures.c.number <= erasure.number)
+    done = sa.update(_erasures).where(begun, _erasures.c.finished_at.is_(None))
     tx.execute(done.values(finished_at=now.isoformat()))
     return msgspec.structs.replace(erasure, finished_at=now)
+
+
+def erasures(tx: sa.Connection) -> list[Erasure]:
+    """All of them, in the order in which they were asked for."""
+    rows = tx.execute(sa.select(_erasures).order_by(_erasures.c.number)).mappings()
+    return [msgspec.convert(dict(row), Erasure, strict=False, str_keys=True) for row in rows]
 
 
 class KeyRing:
@@ -205,7 +206,3 @@ class KeyRing:
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-def _insert(tx: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)

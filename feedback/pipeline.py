@@ -36,7 +36,11 @@ LAST_EVENT = Gauge(
 )
 STALLS = Counter("ratchet_feedback_stalls_total", "Times that log or state were out of reach.")
 
-SOURCES: dict[Topic, type] = {Topic.TURNS: TurnRecorded, Topic.SIGNALS: SignalReceived}
+SOURCES: dict[Topic, type] = {
+    Topic.TURNS: TurnRecorded,
+    Topic.SIGNALS: SignalReceived,
+    Topic.USERS: UserErased,
+}
 """What is read, and the one type of event that belongs there."""
 _STALL_S = 1.0
 _REDERIVED_TOGETHER = 200
@@ -50,6 +54,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     records: int = 0
     new: Mapping[Topic, int] = {}
     repeated: Mapping[Topic, int] = {}
+    erased: Mapping[Topic, int] = {}
     dead: Mapping[Topic, int] = {}
     change: Mapping[tuple[str, str], int] = {}
     newest: datetime | None = None
@@ -114,11 +119,12 @@ def fold_records(
     tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime
 ) -> Folded:
     """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
-    entries, letters = _admit(records)
+    letters = _follow_erasures(tx, [r for r in records if r.position.topic == Topic.USERS], retry_window_s)
+    entries, bad_records, erased = _admit(tx, [r for r in records if r.position.topic != Topic.USERS])
     known = store.known_events(tx, entries.keys())
     new = {event_id: at for event_id, at in entries.items() if event_id not in known}
     derived, failed = _derive_touched(tx, new, retry_window_s)
-    letters += failed
+    letters += [*bad_records, *failed]
     bad = {(letter.topic, letter.partition, letter.offset) for letter in failed}
     kept = [entry for record, entry in new.values() if _place(record) not in bad]
     store.add_events(tx, kept)
@@ -129,6 +135,7 @@ def fold_records(
         records=len(records),
         new=Tally(_topic_of(entry.event) for entry in kept),
         repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in known),
+        erased=erased,
         dead=Tally(Topic(letter.topic) for letter in letters),
         change=change,
         newest=max((entry.event.time for entry in kept), default=None),
@@ -147,7 +154,7 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
             stored = store.payloads_of(tx, ids)
             store.replace_derived(
                 tx,
-                {c: derive(map(codec.decode, stored[c]), retry_window_s=retry_window_s) for c in ids},
+                {c: derive(keyring.opened(tx, stored[c]), retry_window_s=retry_window_s) for c in ids},
             )
         after, done = ids[-1], done + len(ids)
 
@@ -169,33 +176,63 @@ def _rules(retry_window_s: float) -> str:
     return f"version={VERSION} retry_window_s={retry_window_s}"
 
 
-def _admit(records: Iterable[Record]) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter]]:
-    """Records that hold a proper event, by event id, and those that do not."""
-    entries: dict[str, tuple[Record, Entry]] = {}
+def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_s: float) -> list[DeadLetter]:
+    """Erase here too whom the log says was erased: a state restored from a backup still has their keys."""
     letters = []
     for record in records:
         try:
-            event = _event(record)
+            told = codec.decode(record.value).data
+            _expect(told, record)
+        except Exception as e:  # the same rule as in _admit
+            letters.append(_dead(record, e))
+            continue
+        if isinstance(told, UserErased) and erasure.follow(tx, told, retry_window_s=retry_window_s):
+            _log.warning("user_erased_elsewhere", user=told.user, finish="ratchet data erase --pseudonym")
+    return letters
+
+
+def _admit(
+    tx: sa.Connection, records: Iterable[Record]
+) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter], Tally[Topic]]:
+    """Records that hold a proper event, by event id; those that do not; how many belong to erased users."""
+    read: list[tuple[Record, codec.Written]] = []
+    letters = []
+    for record in records:
+        try:
+            read.append((record, codec.read(record.value)))
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
+            letters.append(_dead(record, e))
+    keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
+    entries: dict[str, tuple[Record, Entry]] = {}
+    erased: Tally[Topic] = Tally()
+    for record, written in read:
+        try:
+            event = _proper(record, codec.opened(written, keys))
+        except KeyErased:
+            erased[Topic(record.position.topic)] += 1
+        except Exception as e:  # as above
             letters.append(_dead(record, e))
         else:
             entries.setdefault(event.id, (record, Entry(event, record.value)))
-    return entries, letters
+    return entries, letters, erased
 
 
-def _event(record: Record) -> Event:
-    event = codec.decode(record.value)
-    expected = SOURCES[Topic(record.position.topic)]
+def _proper(record: Record, event: Event) -> Event:
     data = event.data
-    if not isinstance(data, TurnRecorded | SignalReceived) or not isinstance(data, expected):
-        raise CodecError(
-            f"{event.id!r} is a {type(data).__name__}; {record.position.topic} takes {expected.__name__}"
-        )
+    _expect(data, record)
     if "\0" in event.id + event.key:
         raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
-    if event.key != data.conversation_id:
+    if isinstance(data, TurnRecorded | SignalReceived) and event.key != data.conversation_id:
         raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
     return event
+
+
+def _expect(data: object, record: Record) -> None:
+    topic = Topic(record.position.topic)
+    if not isinstance(data, SOURCES[topic]):
+        raise CodecError(
+            f"{record.event_id!r} is a {type(data).__name__}; {topic} takes {SOURCES[topic].__name__}"
+        )
 
 
 def _derive_touched(
@@ -209,7 +246,7 @@ def _derive_touched(
     derived: dict[str, Derived] = {}
     letters: list[DeadLetter] = []
     for conversation_id, arrived in touched.items():
-        before = [codec.decode(payload) for payload in stored.get(conversation_id, ())]
+        before = keyring.opened(tx, stored.get(conversation_id, ()))
         made = _attempt([*before, *(event for _, event in arrived)], retry_window_s)
         if isinstance(made, Derived):
             derived[conversation_id] = made
@@ -280,7 +317,12 @@ def _snapshot(state: sa.Engine, snapshots_dir: Path, config: Pipeline, now: date
 
 
 def _observe(folded: Folded) -> None:
-    for counter, tally in ((EVENTS, folded.new), (REPEATED, folded.repeated), (DEAD_LETTERS, folded.dead)):
+    for counter, tally in (
+        (EVENTS, folded.new),
+        (REPEATED, folded.repeated),
+        (ERASED, folded.erased),
+        (DEAD_LETTERS, folded.dead),
+    ):
         for topic, number in tally.items():
             counter.labels(topic).inc(number)
     _count(folded.change)

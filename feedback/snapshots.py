@@ -4,11 +4,13 @@ The hash covers the canonical rows, not the files' bytes: the same events give t
 order, however often they came and whichever library wrote the files. Columns: TRL's conversational formats.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import accuracy, database, store, trust
+from feedback import accuracy, codec, database, keyring, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
-from feedback.errors import SnapshotError
+from feedback.errors import SnapshotErased, SnapshotError
 from feedback.events import Message, SignalKind
 from feedback.pairs import contrast, split_of
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
@@ -140,6 +142,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the grades' and pairs' weight that trust left, before caps per account and contrasts."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
+    erased_at: datetime | None = None
+    """Since when its files are gone, because a user whose text they held was erased; this manifest stays."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,8 +170,18 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: tuple[trust.Quarantined, ...]
 
 
+class Traces(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a user to look for in snapshots."""
+
+    user: str
+    at: datetime
+    """Rows of the user that came later are theirs to keep."""
+    event_ids: frozenset[str] = frozenset()
+    prompt_digests: frozenset[str] = frozenset()
+
+
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a snapshot and the events behind it, in order of time."""
+    """A row of a snapshot and the events behind it, in order of time and unsealed."""
 
     snapshot: str
     pair: Pair
@@ -190,6 +204,11 @@ def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Man
 
 def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     """`build` on an open state."""
+    with _shared(out_dir):
+        return _build(state, out_dir, config, now)
+
+
+def _build(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     with database.reading(state) as tx:
         assembled = assemble(
             grades=store.derived_rows(tx, "grade"),
@@ -315,9 +334,15 @@ def hash_of(rows: Mapping[str, list[Row]]) -> str:
 def load(path: Path) -> Snapshot:
     """The snapshot in the folder `path`, checked against its manifest.
 
-    Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
+    Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed;
+    SnapshotErased.
     """
     manifest = read_manifest(path)
+    if manifest.erased_at is not None:
+        raise SnapshotErased(
+            f"{path.name} was erased on {manifest.erased_at:%Y-%m-%d %H:%M} with a user whose text it held: "
+            "`ratchet data build` makes one without"
+        )
     rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
     if (found := hash_of(rows)) != manifest.hash:
         raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
@@ -354,6 +379,77 @@ def listed(snapshots_dir: Path) -> list[Manifest]:
     return sorted(found, key=lambda m: (m.created_at, m.name))
 
 
+def kept(snapshots_dir: Path) -> list[Manifest]:
+    """Those that were not erased, oldest first."""
+    return [manifest for manifest in listed(snapshots_dir) if manifest.erased_at is None]
+
+
+def erased(snapshots_dir: Path) -> list[str]:
+    """Names of those whose files are gone because a user was erased."""
+    return [manifest.name for manifest in listed(snapshots_dir) if manifest.erased_at is not None]
+
+
+@contextmanager
+def alone(snapshots_dir: Path) -> Iterator[None]:
+    """Nobody builds a snapshot meanwhile; what killed builds left is removed. Waits for running builds."""
+    with _locked(snapshots_dir, fcntl.LOCK_EX):
+        for left in snapshots_dir.glob(".building-*"):
+            shutil.rmtree(left)
+        yield
+
+
+def erase(snapshots_dir: Path, traces: Traces, at: datetime) -> list[str]:
+    """Remove the files of every snapshot that holds something of the user; returns their names.
+
+    The manifest says so before the first file goes, and stays: which adapters learned from it must be known.
+    Only while `alone`. Raises: SnapshotError.
+    """
+    gone = []
+    for manifest in listed(snapshots_dir):
+        folder = snapshots_dir / manifest.name
+        if manifest.erased_at is None and _holds(folder, traces):
+            gone.append(manifest.name)
+            _write_manifest(folder, msgspec.structs.replace(manifest, erased_at=at))
+        if manifest.erased_at is not None or manifest.name in gone:
+            for file in folder.glob("*.parquet"):
+                file.unlink()
+            _fsync(folder)
+    return gone
+
+
+def _holds(folder: Path, traces: Traces) -> bool:
+    """Whether a row comes from the user's events, or from the user at all, as far as it is old enough."""
+    for table in TABLES:
+        for row in _read(folder / f"{table}.parquet", table):
+            if table == "prompts":
+                if row["prompt_digest"] in traces.prompt_digests:
+                    return True
+            elif not traces.event_ids.isdisjoint(row["event_ids"]):
+                return True
+            elif traces.user in (row["user"], *row.get("raters", ())) and row["at"] <= traces.at:
+                return True
+    return False
+
+
+@contextmanager
+def _shared(snapshots_dir: Path) -> Iterator[None]:
+    """Any number of builds at once, but no erasure: it would miss what is just being written."""
+    with _locked(snapshots_dir, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(snapshots_dir: Path, how: int) -> Iterator[None]:
+    try:
+        snapshots_dir.mkdir(parents=True, exist_ok=True)
+        lock = (snapshots_dir / ".lock").open("a")
+    except OSError as e:
+        raise SnapshotError(f"cannot write to {snapshots_dir}: {e.strerror}") from e
+    with lock:
+        fcntl.flock(lock, how)
+        yield
+
+
 def pending_weight(state_url: str, since_snapshot: str | None) -> float:
     """Weight of grades and pairs that came since the snapshot of that name was built; all of it for None.
 
@@ -376,7 +472,7 @@ def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
 
     Raises: SnapshotError when no snapshot holds the pair; StateUnavailable.
     """
-    for manifest in reversed(listed(snapshots_dir)):
+    for manifest in reversed(kept(snapshots_dir)):
         snapshot = load(snapshots_dir / manifest.name)
         pair = next((p for p in snapshot.pairs if p.pair_id == pair_id), None)
         if pair is not None:
@@ -386,7 +482,7 @@ def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
     state = store.open_state(state_url)
     try:
         with database.reading(state) as tx:
-            events = store.payloads(tx, pair.event_ids)
+            events = [codec.encode(e) for e in keyring.opened(tx, store.payloads(tx, pair.event_ids))]
     finally:
         state.dispose()
     return Lineage(snapshot=manifest.name, pair=pair, split=snapshot.split_of(pair), events=events)
@@ -411,17 +507,22 @@ def _prompt_states(asked: Iterable[Asked], heldout_fraction: float) -> Iterable[
 def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
     """Write the folder whole or not at all; one that is there already stays, and its manifest is returned."""
     target = out_dir / manifest.name
-    if target.exists():
+    if target.exists() and _same(target, manifest).erased_at is None:
         return _same(target, manifest)
     out_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
     try:
         for table, schema in _SCHEMAS.items():
             pq.write_table(pa.Table.from_pylist(rows[table], schema=schema), building / f"{table}.parquet")
-        (building / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        _write_manifest(building, manifest)
         for file in (*building.iterdir(), building):
             _fsync(file)
         building.chmod(0o755)
+        if (
+            target.exists()
+        ):  # erased for a prompt that others asked too: these rows hold nothing of the erased
+            _refill(target, building)
+            return manifest
         try:
             building.rename(target)
         except OSError:
@@ -434,6 +535,23 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
         raise SnapshotError(f"cannot write {target}: {e.strerror}") from e
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _refill(target: Path, building: Path) -> None:
+    """The manifest comes last: until then the snapshot stays erased."""
+    for table in TABLES:
+        (building / f"{table}.parquet").replace(target / f"{table}.parquet")
+    _fsync(target)
+    (building / "manifest.json").replace(target / "manifest.json")
+    _fsync(target)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    draft = folder / ".manifest.json"
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    _fsync(draft)
+    draft.replace(folder / "manifest.json")
+    _fsync(folder)
 
 
 def _same(target: Path, manifest: Manifest) -> Manifest:

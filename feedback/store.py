@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback import database, keyring
 from feedback.derivation import Asked, Derived
@@ -116,7 +115,7 @@ def load_offsets(tx: sa.Connection) -> Offsets:
 
 def save_offsets(tx: sa.Connection, positions: Mapping[tuple[str, int], int]) -> None:
     if positions:
-        statement = _insert(tx, offsets)
+        statement = database.insert(tx, offsets)
         tx.execute(
             statement.on_conflict_do_update(
                 index_elements=["topic", "partition"],
@@ -146,7 +145,27 @@ def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
         for e in entries
     ]
     if rows:
-        tx.execute(_insert(tx, events).on_conflict_do_nothing(), rows)
+        tx.execute(database.insert(tx, events).on_conflict_do_nothing(), rows)
+
+
+def stored_events(tx: sa.Connection) -> Iterator[tuple[str, str, bytes]]:
+    """Event id, conversation and payload of all events, in no particular order; memory stays flat."""
+    query = sa.select(events.c.event_id, events.c.conversation_id, events.c.payload)
+    for row in tx.execute(query, execution_options={"yield_per": _CHUNK}):
+        yield row.event_id, row.conversation_id, row.payload
+
+
+def remove_events(tx: sa.Connection, event_ids: Collection[str]) -> None:
+    for ids in _chunks(event_ids):
+        tx.execute(sa.delete(events).where(events.c.event_id.in_(ids)))
+
+
+def asked_in(tx: sa.Connection, conversation_ids: Collection[str]) -> Iterator[Asked]:
+    """The prompt states that were asked in these conversations."""
+    for ids in _chunks(conversation_ids):
+        among = sa.and_(derived.c.what == "asked", derived.c.conversation_id.in_(ids))
+        for (payload,) in tx.execute(sa.select(derived.c.payload).where(among)):
+            yield _DECODERS["asked"].decode(payload)
 
 
 def conversation_of(event: Event) -> str:
@@ -225,7 +244,7 @@ def arrived_weight(tx: sa.Connection) -> float:
 def add_dead_letters(tx: sa.Connection, letters: Iterable[DeadLetter], now: datetime) -> None:
     rows = [{**msgspec.structs.asdict(letter), "at": now.isoformat()} for letter in letters]
     if rows:
-        tx.execute(_insert(tx, dead_letters).on_conflict_do_nothing(), rows)
+        tx.execute(database.insert(tx, dead_letters).on_conflict_do_nothing(), rows)
 
 
 def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
@@ -238,9 +257,15 @@ def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
     ]
 
 
+def remove_dead_letter(tx: sa.Connection, letter: DeadLetter) -> None:
+    at = (letter.topic, letter.partition, letter.offset)
+    place = sa.tuple_(dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
+    tx.execute(sa.delete(dead_letters).where(place == at))
+
+
 def note_snapshot(tx: sa.Connection, name: str, created_at: datetime, weight: float) -> None:
     row = {"name": name, "created_at": created_at.isoformat(), "arrived_weight": weight}
-    tx.execute(_insert(tx, snapshots).on_conflict_do_nothing(), [row])
+    tx.execute(database.insert(tx, snapshots).on_conflict_do_nothing(), [row])
 
 
 def latest_snapshot(tx: sa.Connection) -> str | None:
@@ -290,11 +315,6 @@ def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:
         .group_by(derived.c.what, derived.c.kind)
     )
     return Counter({(what, kind): number for what, kind, number in tx.execute(query)})
-
-
-def _insert(tx: sa.Connection, table: sa.Table) -> Any:
-    """INSERT with an ON CONFLICT clause, which SQLite and PostgreSQL share and the standard lacks."""
-    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def _chunks(values: Collection[str]) -> Iterator[Sequence[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
-from feedback.codec import decode, encode
+from feedback.codec import encode, outline
 from feedback.errors import CodecError, LogError
 from feedback.eventlog import EventLog, Topic
 from feedback.events import AdapterTransitioned, TurnRecorded, TurnStatus, adapter_event
@@ -341,7 +341,7 @@ def _read_turns(log: EventLog, known: Observations, table: TrafficTable) -> Obse
 
 def _count_record(counts: CanaryCounts, table: TrafficTable, raw: bytes) -> CanaryCounts:
     try:
-        turn = decode(raw).data
+        turn = outline(raw).data
     except CodecError:  # the pipeline sends it to the dead letters
         return counts
     if not isinstance(turn, TurnRecorded):

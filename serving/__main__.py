@@ -38,15 +38,17 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
     import uvicorn
 
     from feedback.embedded import EmbeddedLog
+    from feedback.keyring import KeyRing
     from feedback.privacy import secret
     from ops.registry import Registry
     from ops.telemetry import configure_logging
     from serving.app import build
 
     configure_logging("gateway")
-    keys, registry = Keys(deployment.state), Registry(deployment.state)
+    keys, registry, ring = Keys(deployment.state), Registry(deployment.state), KeyRing(deployment.state)
     log = EmbeddedLog(deployment.log_path)
-    app = build(gateway, log=log, registry=registry, keys=keys, secret=secret(deployment.data_dir / "secret"))
+    pepper = secret(deployment.data_dir / "secret")
+    app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, secret=pepper)
     _greet(keys, f"http://{gateway.host}:{listening.getsockname()[1]}")
     server = uvicorn.Server(
         uvicorn.Config(
@@ -69,6 +71,7 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
         log.close()
         registry.close()
         keys.close()
+        ring.close()
     return 0
 
 

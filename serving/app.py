@@ -12,6 +12,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from feedback.embedded import EmbeddedLog
+from feedback.errors import StateUnavailable
+from feedback.keyring import KeyRing
 from ops.errors import RegistryUnavailable
 from ops.telemetry import logger
 from serving import health, openapi, signals
@@ -36,11 +38,13 @@ _PAGE_HEADERS = {
 }
 
 
-def build(config: Gateway, *, log: EmbeddedLog, registry: RoutingSource, keys: Keys, secret: bytes) -> App:
+def build(
+    config: Gateway, *, log: EmbeddedLog, registry: RoutingSource, keys: Keys, ring: KeyRing, secret: bytes
+) -> App:
     """The gateway as one ASGI app. It closes nothing that it was given."""
     authenticator = Authenticator(keys)
     router = Router(registry)
-    recorder = Recorder(log, config.on_log_failure, config.log_timeout_s)
+    recorder = Recorder(log, ring, config.on_log_failure, config.log_timeout_s)
     chat: Chat | None = None
 
     @asynccontextmanager
@@ -49,7 +53,11 @@ def build(config: Gateway, *, log: EmbeddedLog, registry: RoutingSource, keys: K
         async with open_session() as session:
             upstream = Upstream(session, router, config)
             chat = Chat(config, authenticator, router, upstream, recorder, secret)
-            tables = [Freshness("keys", authenticator.refresh), Freshness("routes", router.refresh)]
+            tables = [
+                Freshness("keys", authenticator.refresh),
+                Freshness("routes", router.refresh),
+                Freshness("users", ring.refresh),
+            ]
             for table in tables:
                 await table.renew()
             tasks = [asyncio.create_task(table.keep(config.poll_s)) for table in tables]
@@ -86,7 +94,7 @@ class Freshness:
     async def renew(self) -> None:
         try:
             await asyncio.to_thread(self._refresh)
-        except (KeysUnavailable, RegistryUnavailable) as e:
+        except (KeysUnavailable, RegistryUnavailable, StateUnavailable) as e:
             if not self._stale:
                 self._log.warning("table_stale", error=str(e))
             self._stale = True

@@ -110,7 +110,7 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
         messages=tuple(_plain(m) for m in fields.messages),
         stream=fields.stream,
         wants_logprobs=fields.logprobs,
-        learn=fields.store,
+        learn=_learn(fields, headers),
         user=_user(fields, headers),
         conversation=_conversation(fields, headers),
         sampling=sampling,
@@ -246,6 +246,14 @@ def _user(fields: _Fields, headers: Mapping[bytes, bytes]) -> str:
     if len(user) > _MAX_USER_CHARS:
         raise BadRequest(f"user: at most {_MAX_USER_CHARS} characters", param="user", code="string_too_long")
     return user
+
+
+def _learn(fields: _Fields, headers: Mapping[bytes, bytes]) -> bool:
+    """Only what nobody objects to is learned from: neither the body, nor the header, which a proxy may add."""
+    given = headers.get(b"x-ratchet-learn", b"true").decode("latin-1").strip().lower()
+    if given not in ("true", "false"):
+        raise BadRequest(f"the header X-Ratchet-Learn is true or false, not {given!r}", param="store")
+    return fields.store and given == "true"
 
 
 def _conversation(fields: _Fields, headers: Mapping[bytes, bytes]) -> str:

@@ -64,6 +64,7 @@ class Turn:
     def __init__(
         self,
         asked: Asked,
+        learn: bool,
         principal: Principal,
         conversation: str,
         identity: IdentitySource,
@@ -73,6 +74,7 @@ class Turn:
         started: float,
     ) -> None:
         self.asked = asked
+        self.learn = learn
         self.assignment = assignment
         self.response_id = response_id
         self.transcript = Transcript()
@@ -122,7 +124,7 @@ class Turn:
 
     def recorded(self, status: TurnStatus) -> TurnRecorded:
         """The turn as it goes into the log; without a word of it when the client withheld consent."""
-        said, keeps = self.transcript, self.asked.learn
+        said, keeps = self.transcript, self.learn
         reason = said.finish_reason
         label = reason if reason in _FINISH_REASONS else "other" if reason else "none"
         TURNS.labels(self.assignment.adapter, self.assignment.arm, label, status.value).inc()
@@ -237,7 +239,8 @@ class Chat:
         user = pseudonym(self._secret, principal.owner, asked.user)
         unit = user if asked.user else f"{principal.owner}/{conversation}"
         assignment = choose(self._router.current(), asked.model, unit)
-        return Turn(asked, principal, conversation, identity, user, assignment, response_id, started)
+        learn = asked.learn and principal.owner not in self._config.unlearned_owners
+        return Turn(asked, learn, principal, conversation, identity, user, assignment, response_id, started)
 
     async def _answer(self, turn: Turn, receive: Receive, outlet: Outlet) -> None:
         """Hand on the engine's reply, and record the turn however it ends once an engine was asked."""

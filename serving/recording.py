@@ -15,6 +15,7 @@ from feedback import codec
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic, topic_of
 from feedback.events import Event, SignalReceived, TurnRecorded, signal_event, turn_event
+from feedback.keyring import KeyRing
 from ops.telemetry import logger
 from serving.errors import EngineBroke, NotRecorded
 from serving.sse import Splitter
@@ -100,11 +101,14 @@ def _event(chunk: dict[str, Any]) -> bytes:
 class Recorder:
     """Makes events durable, and knows whether that works."""
 
-    def __init__(self, log: EmbeddedLog, on_failure: Literal["serve", "refuse"], timeout_s: float) -> None:
+    def __init__(
+        self, log: EmbeddedLog, ring: KeyRing, on_failure: Literal["serve", "refuse"], timeout_s: float
+    ) -> None:
         self.failure = ""
         """What kind of failure ended the last write; empty while recording works."""
         self._failed_at = 0.0
         self._log = log
+        self._ring = ring
         self._on_failure = on_failure
         self._timeout_s = timeout_s
 
@@ -116,7 +120,7 @@ class Recorder:
     async def turn(self, turn: TurnRecorded) -> None:
         """Durable when this returns, or unrecorded where the policy allows that. Raises: NotRecorded."""
         try:
-            await self._append(turn_event(turn))
+            await self._append(turn_event(turn), turn.user)
         except NotRecorded:
             if self._on_failure == "refuse":
                 raise
@@ -124,23 +128,26 @@ class Recorder:
 
     async def signal(self, signal: SignalReceived) -> None:
         """Durable when this returns. Raises: NotRecorded."""
-        await self._append(signal_event(signal))
+        await self._append(signal_event(signal), signal.user)
 
     async def find(self, topic: Topic, event_id: str) -> Event | None:
-        """Raises: NotRecorded when the log cannot be read."""
+        """None when there is none or its user was erased. Raises: NotRecorded when the log cannot be read."""
         try:
             raw = await asyncio.to_thread(self._log.find, topic, event_id)
-            return None if raw is None else codec.decode(raw)
+            return None if raw is None else await asyncio.to_thread(self._ring.find, raw)
         except Exception as e:  # a log that fails in whatever way is a 503, never a 500
             logger().error("log_unreadable", error=str(e), kind=type(e).__name__)
             raise NotRecorded("the event log cannot be read now; try again later") from e
 
-    async def _append(self, event: Event) -> None:
+    async def _append(self, event: Event, user: str) -> None:
+        """What is personal in the event is sealed under `user`'s key."""
         patience_s = self._timeout_s if not self.failure else self._timeout_s / 10
         try:
             with DURABLE_SECONDS.time():
-                durable = self._log.append(topic_of(event), event.key, event.id, codec.encode(event))
-                await asyncio.wait_for(asyncio.wrap_future(durable), patience_s)
+                async with asyncio.timeout(patience_s):
+                    key = self._ring.of(user) or await asyncio.to_thread(self._ring.obtain, user)
+                    raw = codec.encode(event, key)
+                    await asyncio.wrap_future(self._log.append(topic_of(event), event.key, event.id, raw))
         except Exception as e:  # a chat survives its log, whatever ails it
             raise self._failed(e) from e
         if self.failure:

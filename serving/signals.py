@@ -160,6 +160,7 @@ class Signals:
     def _signal(
         self, feedback: Feedback, turn: TurnRecorded, principal: Principal, now: datetime
     ) -> SignalReceived:
+        """Without its words where the turn's are withheld."""
         rater = pseudonym(self._secret, principal.owner, feedback.user) if feedback.user else turn.user
         if feedback.kind is SignalKind.LABEL and not feedback.user:
             rater = pseudonym(self._secret, principal.owner)
@@ -171,8 +172,8 @@ class Signals:
             user=rater,
             kind=feedback.kind,
             value=feedback.value,
-            text=feedback.text,
-            reasons=tuple(feedback.reasons),
+            text=feedback.text if turn.learn else None,
+            reasons=tuple(feedback.reasons) if turn.learn else (),
             other_response_id=feedback.other_response_id,
             received_at=now,
         )
