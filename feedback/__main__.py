@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("name", help="a snapshot's name, as `ratchet data list` prints it")
     lineage = what.add_parser("lineage", help="a pair back to its events")
     lineage.add_argument("pair_id", help="as in pairs.parquet")
+    what.add_parser("erase", add_help=False, help="destroy a user's keys, and all derived of them (ops)")
     for verb in (build, listing, show, lineage):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser

@@ -30,6 +30,15 @@ def secret(path: Path) -> bytes:
     return found
 
 
+def existing_secret(path: Path) -> bytes:
+    """As `secret`, for who must not make one. Raises: ConfigError when there is none, too."""
+    if not path.exists():
+        raise ConfigError(
+            f"there is no secret {path}: without it no name leads to a pseudonym; give that one"
+        )
+    return secret(path)
+
+
 def pseudonym(secret: bytes, principal: str, user: str = "") -> str:
     """The stored name of `user` as known to `principal`; of the principal itself when `user` is empty.
 

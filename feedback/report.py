@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS = 70
 def manifests(found: Sequence[Manifest], *, as_json: bool) -> None:
     if as_json:
         return _print_json(list(found))
-    table = Table("snapshot", "built", *TABLES, "train / held-out pairs", "parent")
+    table = Table("snapshot", "built", *TABLES, "train / held-out pairs", "parent, or fate")
     for m in found:
         splits = m.splits["pairs"]
         table.add_row(
@@ -29,7 +29,7 @@ def manifests(found: Sequence[Manifest], *, as_json: bool) -> None:
             f"{m.created_at:%Y-%m-%d %H:%M:%S}",
             *(f"{m.rows[name]}" for name in TABLES),
             f"{splits.get('train', 0)} / {splits.get('heldout', 0)}",
-            m.parent or "–",
+            m.parent or "–" if m.erased_at is None else f"erased on {m.erased_at:%Y-%m-%d %H:%M}",
         )
     Console().print(table if found else "no snapshots yet: ratchet data build")
 

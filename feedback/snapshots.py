@@ -442,12 +442,14 @@ def _shared(snapshots_dir: Path) -> Iterator[None]:
 def _locked(snapshots_dir: Path, how: int) -> Iterator[None]:
     try:
         snapshots_dir.mkdir(parents=True, exist_ok=True)
-        lock = (snapshots_dir / ".lock").open("a")
+        folder = os.open(snapshots_dir, os.O_RDONLY)
     except OSError as e:
         raise SnapshotError(f"cannot write to {snapshots_dir}: {e.strerror}") from e
-    with lock:
-        fcntl.flock(lock, how)
+    try:
+        fcntl.flock(folder, how)
         yield
+    finally:
+        os.close(folder)
 
 
 def pending_weight(state_url: str, since_snapshot: str | None) -> float:

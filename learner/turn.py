@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge
 
 from feedback import snapshots
 from feedback.config import Deployment, Pipeline
-from feedback.errors import FeedbackError
+from feedback.errors import FeedbackError, SnapshotErased
 from feedback.snapshots import Snapshot
 from learner import checkpoints, evaluate, train_policy, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
@@ -171,7 +171,7 @@ def see_through(setting: Setting, run: Run, now: Callable[[], datetime]) -> Run:
                 )
         finally:
             bench.sampler.close()
-    except LearnerError as e:
+    except (LearnerError, SnapshotErased) as e:
         TURNS.labels("interrupted" if isinstance(e, SamplingError) else "failed").inc()
         if not isinstance(e, SamplingError):
             write(setting, msgspec.structs.replace(read(setting.folder(run.run_id)), failed=str(e)))

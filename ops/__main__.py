@@ -1,4 +1,4 @@
-"""`ratchet up`, `controller`, `engine` and `adapters list|show|promote|rollback`."""
+"""`ratchet up`, `controller`, `engine`, `adapters list|show|promote|rollback` and `data erase`."""
 
 import argparse
 import getpass
@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from feedback.config import Deployment, read, section
+from feedback.config import Deployment, Pipeline, read, section
 from ops.config import Engine, Rollout, replica_urls
 from ops.errors import OpsError
 from ops.telemetry import configure_logging, serve_metrics
@@ -27,6 +27,8 @@ def main(argv: list[str], config: Path | None) -> int:
     deployment = section(sections, "deployment", Deployment)
     if args.verb == "up":
         return _up(config)
+    if args.verb == "data":
+        return _erase(args, deployment, section(sections, "pipeline", Pipeline))
     engine = section(sections, "engine", Engine)
     if args.verb == "engine":
         return _engine(deployment, engine, args.port or engine.port)
@@ -56,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--reason", default="", help="for the audit")
     for action in (listing, show, promote, rollback):
         action.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    data = verbs.add_parser("data", help="the rest of it is feedback's").add_subparsers(
+        dest="action", required=True
+    )
+    erase = data.add_parser("erase", help="destroy an end user's keys, and all that was derived of them")
+    who = erase.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", help="as the client names its end user; needs --principal")
+    who.add_argument("--pseudonym", help="as events and snapshots name the user: u-…")
+    erase.add_argument("--principal", help="owner of the API key that the user came with")
+    erase.add_argument("--yes", action="store_true", help="do not ask: it cannot be undone")
+    erase.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
@@ -115,10 +127,10 @@ def _adapters(args: argparse.Namespace, deployment: Deployment, rollout: Rollout
     console = Console()
     with closing(Registry(deployment.state)) as registry:
         if args.action == "list":
-            adapters, table = registry.list(), registry.traffic()
+            adapters, table, flags = registry.list(), registry.traffic(), registry.flags()
             if args.json:
-                return _json({"adapters": adapters, "traffic": table})
-            operators.print_list(adapters, table, console)
+                return _json({"adapters": adapters, "traffic": table, "flags": flags})
+            operators.print_list(adapters, table, flags, console)
         elif args.action == "show":
             found = operators.details(registry, args.name, rollout)
             if args.json:
@@ -135,6 +147,30 @@ def _adapters(args: argparse.Namespace, deployment: Deployment, rollout: Rollout
                 return _json(step)
             for change in step.changes:
                 console.print(f"{change.name} is {change.to.value} now", highlight=False)
+    return 0
+
+
+def _erase(args: argparse.Namespace, deployment: Deployment, pipeline: Pipeline) -> int:
+    from feedback import privacy
+    from ops import erasure, operators
+
+    if args.user is not None and args.principal is None:
+        raise OpsError("--user needs --principal, the owner of the API key: see `ratchet keys list`")
+    if args.user is not None:
+        secret = privacy.existing_secret(deployment.data_dir / "secret")
+        user = privacy.pseudonym(secret, args.principal, args.user)
+    else:
+        user = args.pseudonym
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise OpsError("erasing cannot be undone: confirm it with --yes")
+        if input(f"Erase {user} for ever? Type yes: ").strip() != "yes":
+            raise OpsError("nothing was erased")
+    by = f"operator:{getpass.getuser()}"
+    report = erasure.erase(deployment, pipeline, user, by=by, clock=_now)
+    if args.json:
+        return _json(report)
+    operators.print_erasure(report, Console())
     return 0
 
 

@@ -5,6 +5,7 @@ registered → evaluated → loaded → canary → stable → superseded → ret
      └── rejected ┘                  └─ rolled_back ┘
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -90,6 +91,23 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 def adapter_name(run_id: str, sha256: str) -> str:
     return f"{run_id}-{sha256[:8]}"
+
+
+def learned_from(adapters: Iterable[Adapter]) -> dict[str, tuple[str, ...]]:
+    """The snapshots behind each adapter's weights: its own and, as it started from their weights, its parents'."""
+    by_name = {adapter.name: adapter for adapter in adapters}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in by_name:
+        taught: dict[str, None] = {}
+        seen: set[str] = set()
+        ancestor = by_name.get(name)
+        while ancestor is not None and ancestor.name not in seen:
+            seen.add(ancestor.name)
+            if ancestor.snapshot:
+                taught[ancestor.snapshot] = None
+            ancestor = by_name.get(ancestor.parent or "")
+        found[name] = tuple(taught)
+    return found
 
 
 LIVE = frozenset({AdapterState.LOADED, AdapterState.CANARY, AdapterState.STABLE, AdapterState.SUPERSEDED})

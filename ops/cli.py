@@ -25,13 +25,16 @@ VERBS = {
     "keys": Verb("serving", "create, list and revoke API keys"),
     "pipeline": Verb("feedback", "fold recorded events into grades and preference pairs"),
     "forward": Verb("feedback", "move the embedded event log on to Kafka"),
-    "data": Verb("feedback", "build, list and show dataset snapshots"),
+    "data": Verb("feedback", "build, list and show dataset snapshots; erase users from all there is"),
     "learn": Verb("learner", "make the base model, train reward model and policy, run turns"),
     "engine": Verb("ops", "run one engine replica in the foreground"),
     "controller": Verb("ops", "load adapters, judge candidates, roll them out"),
     "adapters": Verb("ops", "list, show, promote and roll back adapters"),
     "simulate": Verb("ops.simulation", "send simulated users to a running gateway"),
 }
+
+ELSEWHERE = {("data", "erase"): "ops"}
+"""Actions that need more than the package of their verb may import."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         return _refuse(f"there is no verb {words[0]!r}{_suggestion(words[0])}; `ratchet --help` lists them")
     _follow_parent()
-    return _run(VERBS[words[0]].package, words, config)
+    package = ELSEWHERE.get(tuple(words[:2]), VERBS[words[0]].package)
+    return _run(package, words, config)
 
 
 def _run(package: str, words: list[str], config: Path | None) -> int:

@@ -1,6 +1,6 @@
 """What an operator does with adapters from a terminal: list, show, promote, roll back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ops.adapters import Adapter
 from ops.config import Rollout
+from ops.erasure import Report
 from ops.errors import RevisionConflict
 from ops.gates import GateResult, Verdict, judge
 from ops.registry import AuditEntry, Registry
@@ -29,6 +30,8 @@ class Details(msgspec.Struct, frozen=True):
     replicas: dict[str, str]
     """Replica → fingerprint."""
     history: Sequence[AuditEntry]
+    flag: str
+    """Why its weights hold what was erased since; empty when they do not."""
 
 
 def share(table: TrafficTable | None, name: str) -> float:
@@ -45,7 +48,8 @@ def details(registry: Registry, name: str, rollout: Rollout) -> Details:
     adapter = registry.get(name)
     gates = judge(adapter.report, rollout) if adapter.report is not None else ()
     replicas = {url: found[name] for url, found in registry.fingerprints().items() if name in found}
-    return Details(adapter, share(registry.traffic(), name), gates, replicas, registry.audit(name))
+    flag = registry.flags().get(name, "")
+    return Details(adapter, share(registry.traffic(), name), gates, replicas, registry.audit(name), flag)
 
 
 def promote(registry: Registry, name: str, *, by: str, reason: str, clock: Callable[[], datetime]) -> Plan:
@@ -78,7 +82,9 @@ def _act(
     raise AssertionError("unreachable")
 
 
-def print_list(adapters: Sequence[Adapter], table: TrafficTable | None, console: Console) -> None:
+def print_list(
+    adapters: Sequence[Adapter], table: TrafficTable | None, flags: Mapping[str, str], console: Console
+) -> None:
     if not adapters:
         console.print("No adapters yet: `ratchet controller` registers the base model's when it starts.")
         return
@@ -88,8 +94,24 @@ def print_list(adapters: Sequence[Adapter], table: TrafficTable | None, console:
         kl = f"{a.report.kl_root_nats:.1f}" if a.report else ""
         part = share(table, a.name)
         traffic = f"{part:.0%}" if part else ""
-        rows.add_row(a.name, a.state.value, traffic, gain, kl, f"{a.changed_at:%Y-%m-%d %H:%M:%S}", a.reason)
+        why = f"{a.reason}; {flags[a.name]}" if a.name in flags else a.reason
+        name = f"{a.name} ⚑" if a.name in flags else a.name
+        rows.add_row(name, a.state.value, traffic, gain, kl, f"{a.changed_at:%Y-%m-%d %H:%M:%S}", why)
     console.print(rows)
+
+
+def print_erasure(report: Report, console: Console) -> None:
+    lines = [
+        f"{report.erasure.user} is erased: its keys are destroyed, {report.events} events removed from the state",
+        f"snapshots removed: {', '.join(report.snapshots) or 'none'}",
+    ]
+    if report.sealed:
+        lines.append(f"{report.sealed} unsealed entries of an older release were made unreadable in the log")
+    lines += [f"{name} {why}" for name, why in report.adapters.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if report.adapters:
+        console.print("These adapters serve on; retire them with `ratchet adapters`, or train anew.")
 
 
 def print_details(found: Details, console: Console) -> None:
@@ -97,6 +119,7 @@ def print_details(found: Details, console: Console) -> None:
     lines = {
         "state": f"{a.state.value} (revision {a.revision})",
         "why": a.reason,
+        "flag": found.flag or "none",
         "traffic": f"{found.share:.0%}",
         "sha256": a.sha256,
         "base": a.base_sha256,

@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 
 from feedback import database
 from feedback.errors import StateUnavailable
-from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, EvalReport
+from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, EvalReport, learned_from
 from ops.errors import (
     InvalidAdapter,
     RegistryUnavailable,
@@ -91,6 +91,13 @@ _memos = Table(
     _tables,
     Column("key", Text, primary_key=True),
     Column("value", LargeBinary, nullable=False),
+)
+_erased = Table(
+    "erased_snapshots",
+    _tables,
+    Column("snapshot", Text, primary_key=True),
+    Column("at", Text, nullable=False),
+    Column("by", Text, nullable=False),
 )
 
 
@@ -245,6 +252,31 @@ class Registry:
             _move(c, known, stay, by, at, changed_at=known.changed_at)
         return self.get(name)
 
+    def flag_snapshots(self, snapshots: Sequence[str], *, by: str, at: datetime) -> dict[str, str]:
+        """Note snapshots whose rows were erased; those noted before stay as they are.
+
+        Returns: `flags` as they are now. Each adapter that is flagged by this gets an audit row first.
+        """
+        with self._write() as c:
+            known = set(c.scalars(select(_erased.c.snapshot)))
+            fresh = [s for s in snapshots if s not in known]
+            before = _flags(c)
+            rows = [{"snapshot": s, "at": at.isoformat(), "by": by} for s in fresh]
+            if rows:
+                c.execute(insert(_erased), rows)
+            flags = _flags(c)
+            for adapter in map(_adapter, c.execute(select(_adapters)).all()):
+                if flags.get(adapter.name, "") != before.get(adapter.name, ""):
+                    state = adapter.state.value
+                    reason = f"flagged: {flags[adapter.name]}"
+                    _record(c, at, by, adapter.name, state, state, adapter.revision, reason)
+        return flags
+
+    def flags(self) -> dict[str, str]:
+        """Adapters that learned from what was erased since, themselves or through a parent, and why."""
+        with self._read() as c:
+            return _flags(c)
+
     def report_replica(self, url: str, adapters: Mapping[str, str], at: datetime) -> None:
         """Replace what `url` has loaded and probed: adapter name → fingerprint. Empty: it is down."""
         document = msgspec.json.encode(dict(adapters)).decode()
@@ -321,6 +353,19 @@ def _check_identity(adapter: Adapter) -> None:
         raise InvalidAdapter(
             f"{adapter.name}: needs a full sha256 and an absolute path, got {adapter.path!r}"
         )
+
+
+def _flags(c: Connection) -> dict[str, str]:
+    """Found anew each time: an adapter may be registered after its snapshot was erased."""
+    erased = {row.snapshot: row.at[:10] for row in c.execute(select(_erased))}
+    if not erased:
+        return {}
+    adapters = [_adapter(row) for row in c.execute(select(_adapters))]
+    return {
+        name: "learned from " + ", ".join(f"{s}, erased on {erased[s]}" for s in taught)
+        for name, taught in learned_from(adapters).items()
+        if (taught := [s for s in taught if s in erased])
+    }
 
 
 def _transition(c: Connection, change: Change, by: str, at: datetime) -> None:

@@ -47,8 +47,14 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
     configure_logging("gateway")
     keys, registry, ring = Keys(deployment.state), Registry(deployment.state), KeyRing(deployment.state)
     log = EmbeddedLog(deployment.log_path)
-    pepper = secret(deployment.data_dir / "secret")
-    app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, secret=pepper)
+    app = build(
+        gateway,
+        log=log,
+        registry=registry,
+        keys=keys,
+        ring=ring,
+        secret=secret(deployment.data_dir / "secret"),
+    )
     _greet(keys, f"http://{gateway.host}:{listening.getsockname()[1]}")
     server = uvicorn.Server(
         uvicorn.Config(

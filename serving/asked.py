@@ -249,7 +249,7 @@ def _user(fields: _Fields, headers: Mapping[bytes, bytes]) -> str:
 
 
 def _learn(fields: _Fields, headers: Mapping[bytes, bytes]) -> bool:
-    """Only what nobody objects to is learned from: neither the body, nor the header, which a proxy may add."""
+    """Neither the body objects nor the header, which a proxy can set for all that passes it."""
     given = headers.get(b"x-ratchet-learn", b"true").decode("latin-1").strip().lower()
     if given not in ("true", "false"):
         raise BadRequest(f"the header X-Ratchet-Learn is true or false, not {given!r}", param="store")

@@ -16,7 +16,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """When a turn cannot be made durable: `serve` it unrecorded and say so in /healthz and the metrics, or
     `refuse` with 503. Feedback is always refused then."""
     unlearned_owners: list[str] = []
-    """Owners of API keys whose turns are served, but never learned from nor kept in the log with their text."""
+    """Owners of API keys whose turns are never learned from: no word of them gets into the log."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Largest request body; a longer one gets 413."""
     max_text_chars: int = 20_000

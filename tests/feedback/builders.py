@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import codec
+import sqlalchemy as sa
+
+from feedback import codec, database, keyring
 from feedback.eventlog import EventLog, topic_of
 from feedback.events import (
     Event,
@@ -20,6 +22,7 @@ from feedback.events import (
     signal_event,
     turn_event,
 )
+from feedback.keyring import KeyRing
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -98,6 +101,22 @@ def thumb(about: Event, up: bool | None, *, at: float = 60.0, who: str | None = 
 
 
 def append(log: EventLog, *events: Event) -> None:
-    """Put events into a log and wait until they are durable."""
+    """Put events into a log as an older release did, unsealed, and wait until they are durable."""
     for future in [log.append(topic_of(e), e.key, e.id, codec.encode(e)) for e in events]:
         future.result(timeout=30)
+
+
+def append_sealed(log: EventLog, ring: KeyRing, *events: Event) -> None:
+    """Put turns and signals into a log as the gateway does, and wait until they are durable."""
+    for event in events:
+        assert isinstance(event.data, TurnRecorded | SignalReceived)
+        raw = codec.encode(event, ring.obtain(event.data.user))
+        log.append(topic_of(event), event.key, event.id, raw).result(timeout=30)
+
+
+def copy_keys(source: sa.Engine, target: sa.Engine) -> None:
+    """What an operator must do who wants another state to read the same log."""
+    table = keyring.metadata.tables["user_keys"]
+    with database.reading(source) as read, database.writing(target) as written:
+        rows = [dict(row) for row in read.execute(sa.select(table)).mappings()]
+        written.execute(sa.insert(table), rows)

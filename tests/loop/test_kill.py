@@ -27,6 +27,7 @@ from feedback.logs import open_log
 from ops.registry import Registry
 from ops.traffic import TrafficTable
 from serving.auth import Keys, Role
+from tests.feedback.builders import copy_keys
 from tests.kafka_broker import Broker
 from tests.loop.clients import Received, converse
 from tests.loop.conftest import Launch
@@ -188,7 +189,7 @@ def entries(log: EventLog, topic: Topic) -> list[Event]:
         offset, end = 0, log.end(topic, partition)
         while offset < end:
             records = log.read(topic, partition, offset, timeout_s=5.0)
-            found += [codec.decode(record.value) for record in records]
+            found += [codec.outline(record.value) for record in records]
             offset = records[-1].position.offset + 1
     return found
 
@@ -201,9 +202,9 @@ def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) ->
     survived = snapshots.build_from(state, tmp_path / "survived", PIPELINE, NOON)
     with database.reading(state) as tx:
         assert store.load_dead_letters(tx) == []
-    state.dispose()
-
     fresh = store.open_state(f"sqlite:///{tmp_path / 'fresh.db'}")
+    copy_keys(state, fresh)
+    state.dispose()
     while pipeline.step(log, fresh, PIPELINE, now=NOON).records:
         pass
     replayed = snapshots.build_from(fresh, tmp_path / "replayed", PIPELINE, NOON)

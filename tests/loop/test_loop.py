@@ -10,11 +10,12 @@ from typing import Any
 import openai
 import pytest
 
-from feedback import codec, pipeline, snapshots, store
+from feedback import pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import SignalReceived, TurnRecorded
+from feedback.keyring import KeyRing
 from learner import turn as turns
 from ops import operators, vllm_adapters
 from ops import store as adapter_files
@@ -50,6 +51,7 @@ class Loop:
     engine_url: str
     people: People
     log: EmbeddedLog
+    ring: KeyRing
     registry: Registry
     controller: Controller
     identity: str
@@ -94,14 +96,17 @@ def loop(toy_base: Path, tmp_path: Path) -> Iterator[Loop]:
         log = stack.enter_context(closing(EmbeddedLog(deployment.log_path)))
         registry = stack.enter_context(closing(Registry(deployment.state)))
         keys = stack.enter_context(closing(Keys(deployment.state)))
+        ring = stack.enter_context(closing(KeyRing(deployment.state)))
         identity = ensure_identity(registry, toy_base, deployment.adapters_dir, NOON)
         controller = Controller(registry, [engine_url], ROLLOUT, identity.base_sha256, log, log)
         key = keys.create("acme", Role.CHAT, NOON)
-        gateway = build(Gateway(poll_s=0.05), log=log, registry=registry, keys=keys, secret=b"s" * 32)
+        gateway = build(
+            Gateway(poll_s=0.05), log=log, registry=registry, keys=keys, ring=ring, secret=b"s" * 32
+        )
         url = stack.enter_context(serving(gateway))
         sdk = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
         people = People(sdk, like=lambda reply: reply == GOOD, improve=lambda reply: GOOD, max_tokens=16)
-        made = Loop(deployment, toy_base, engine_url, people, log, registry, controller, identity.name)
+        made = Loop(deployment, toy_base, engine_url, people, log, ring, registry, controller, identity.name)
         made.reconcile(3)
         wait_until(lambda: ready(url), "the base model's adapter serves")
         yield made
@@ -199,7 +204,7 @@ def served_by(loop: Loop) -> list[str]:
 
 def check_lineage(loop: Loop, reply: Any) -> None:
     """From a served reply to its adapter, to that one's snapshot, to its pairs, to events in the log."""
-    served = codec.decode(loop.log.find(Topic.TURNS, f"turn-{reply.id}") or b"").data
+    served = loop.ring.decode(loop.log.find(Topic.TURNS, f"turn-{reply.id}") or b"").data
     assert isinstance(served, TurnRecorded)
     assert served.reply["content"] == said(reply)
     adapter = loop.registry.get(served.adapter)
@@ -217,6 +222,6 @@ def check_lineage(loop: Loop, reply: Any) -> None:
 def find(loop: Loop, event_id: str) -> TurnRecorded | SignalReceived:
     raw = loop.log.find(Topic.TURNS, event_id) or loop.log.find(Topic.SIGNALS, event_id)
     assert raw is not None, f"{event_id} is not in the log"
-    data = codec.decode(raw).data
+    data = loop.ring.decode(raw).data
     assert isinstance(data, TurnRecorded | SignalReceived)
     return data

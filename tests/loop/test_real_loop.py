@@ -234,7 +234,7 @@ def check_records(log: EventLog, placed: Deployment, replies: Sequence[Any]) -> 
         while offset < end:
             records = log.read(Topic.TURNS, partition, offset, timeout_s=5.0)
             offset = records[-1].position.offset + 1
-            for turn in (codec.decode(record.value).data for record in records):
+            for turn in (codec.outline(record.value).data for record in records):
                 assert isinstance(turn, TurnRecorded)
                 recorded.setdefault(turn.response_id, set()).add(turn.adapter)
     for reply in replies:

@@ -16,10 +16,10 @@ import openai
 import pytest
 import uvicorn
 
-from feedback import codec
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import SignalReceived, TurnRecorded
+from feedback.keyring import KeyRing
 from ops.registry import Registry
 from ops.traffic import TrafficTable
 from serving.app import build
@@ -65,6 +65,7 @@ class Running:
     url: str
     key: str
     keys: Keys
+    ring: KeyRing
     log: EmbeddedLog
     registry: Registry
     engine: ScriptedEngine
@@ -84,11 +85,11 @@ class Running:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
 
     def turns(self) -> list[TurnRecorded]:
-        events = [codec.decode(r.value).data for r in self.log.read(Topic.TURNS, 0, 0)]
+        events = [self.ring.decode(r.value).data for r in self.log.read(Topic.TURNS, 0, 0)]
         return [e for e in events if isinstance(e, TurnRecorded)]
 
     def signals(self) -> list[SignalReceived]:
-        events = [codec.decode(r.value).data for r in self.log.read(Topic.SIGNALS, 0, 0)]
+        events = [self.ring.decode(r.value).data for r in self.log.read(Topic.SIGNALS, 0, 0)]
         return [e for e in events if isinstance(e, SignalReceived)]
 
     def turn(self, timeout_s: float = 5.0) -> TurnRecorded:
@@ -137,17 +138,18 @@ def starting(engine: ScriptedEngine, engine_url: str, folder: Path) -> Iterator[
             **config: Any,
         ) -> Running:
             url = f"sqlite:///{folder / 'state.db'}"
-            registry, keys, http = Registry(url), Keys(url), httpx.Client(timeout=10)
+            registry, keys, ring = Registry(url), Keys(url), KeyRing(url)
+            http = httpx.Client(timeout=10)
             log = log or EmbeddedLog(folder / "log.db")
-            for resource in (registry, keys, log, http):
+            for resource in (registry, keys, ring, log, http):
                 stack.callback(resource.close)
             registry.set_traffic(table or TrafficTable(revision=1, stable=STABLE), expected_revision=0, at=AT)
             for replica, adapters in (replicas or {engine_url: (STABLE, CANARY)}).items():
                 registry.report_replica(replica, dict.fromkeys(adapters, "probe"), AT)
             key = keys.create("acme", Role.CHAT, AT)
             gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, **config})
-            app = build(gateway, log=log, registry=registry, keys=keys, secret=SECRET)
-            return Running(stack.enter_context(serving(app)), key, keys, log, registry, engine, http)
+            app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, secret=SECRET)
+            return Running(stack.enter_context(serving(app)), key, keys, ring, log, registry, engine, http)
 
         yield begin
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import codec
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import Data, SignalReceived, TurnRecorded, TurnStatus
+from feedback.keyring import KeyRing
 from ops.registry import Registry
 from ops.traffic import TrafficTable
 from serving.__main__ import main
@@ -80,8 +80,9 @@ def signals(folder: Path) -> list[SignalReceived]:
 
 
 def recorded(folder: Path, topic: Topic) -> list[Data]:
-    with closing(EmbeddedLog(folder / "log.db")) as log:
-        return [codec.decode(r.value).data for r in log.read(topic, 0, 0)]
+    url = f"sqlite:///{folder / 'state.db'}"
+    with closing(EmbeddedLog(folder / "log.db")) as log, closing(KeyRing(url)) as ring:
+        return [ring.decode(r.value).data for r in log.read(topic, 0, 0)]
 
 
 def test_first_start_prints_a_key_that_works_and_later_ones_do_not(
