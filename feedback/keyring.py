@@ -147,8 +147,17 @@ def finish(tx: sa.Connection, erasure: Erasure, now: datetime) -> Erasure:
 
 def erasures(tx: sa.Connection) -> list[Erasure]:
     """All of them, in the order in which they were asked for."""
-    rows = tx.execute(sa.select(_erasures).order_by(_erasures.c.number)).mappings()
-    return [msgspec.convert(dict(row), Erasure, strict=False, str_keys=True) for row in rows]
+    rows = tx.execute(sa.select(_erasures).order_by(_erasures.c.number))
+    return [
+        Erasure(
+            number=row.number,
+            user=row.user,
+            by=row.by,
+            requested_at=datetime.fromisoformat(row.requested_at),
+            finished_at=datetime.fromisoformat(row.finished_at) if row.finished_at else None,
+        )
+        for row in rows
+    ]
 
 
 class KeyRing:

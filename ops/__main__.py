@@ -63,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     erase = data.add_parser("erase", help="destroy an end user's keys, and all that was derived of them")
     who = erase.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="as the client names its end user; needs --principal")
-    who.add_argument("--pseudonym", help="as events and snapshots name the user: u-…")
-    erase.add_argument("--principal", help="owner of the API key that the user came with")
+    who.add_argument("--principal", help="owner of the API key that the user came with")
+    who.add_argument("--pseudonym", help="instead: as events and snapshots name the user, u-…")
+    erase.add_argument("--user", default="", help="as the client names its end user; else whom it named none")
     erase.add_argument("--yes", action="store_true", help="do not ask: it cannot be undone")
     erase.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
@@ -154,9 +154,9 @@ def _erase(args: argparse.Namespace, deployment: Deployment, pipeline: Pipeline)
     from feedback import privacy
     from ops import erasure, operators
 
-    if args.user is not None and args.principal is None:
+    if args.user and args.principal is None:
         raise OpsError("--user needs --principal, the owner of the API key: see `ratchet keys list`")
-    if args.user is not None:
+    if args.principal is not None:
         secret = privacy.existing_secret(deployment.data_dir / "secret")
         user = privacy.pseudonym(secret, args.principal, args.user)
     else:

@@ -94,7 +94,7 @@ def adapter_name(run_id: str, sha256: str) -> str:
 
 
 def learned_from(adapters: Iterable[Adapter]) -> dict[str, tuple[str, ...]]:
-    """The snapshots behind each adapter's weights: its own and, as it started from their weights, its parents'."""
+    """The snapshots behind each adapter's weights: its own and those of the adapters that it started from."""
     by_name = {adapter.name: adapter for adapter in adapters}
     found: dict[str, tuple[str, ...]] = {}
     for name in by_name:

@@ -33,7 +33,7 @@ VERBS = {
     "simulate": Verb("ops.simulation", "send simulated users to a running gateway"),
 }
 
-ELSEWHERE = {("data", "erase"): "ops"}
+ELSEWHERE = {"data erase": "ops"}
 """Actions that need more than the package of their verb may import."""
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         return _refuse(f"there is no verb {words[0]!r}{_suggestion(words[0])}; `ratchet --help` lists them")
     _follow_parent()
-    package = ELSEWHERE.get(tuple(words[:2]), VERBS[words[0]].package)
+    package = ELSEWHERE.get(" ".join(words[:2]), VERBS[words[0]].package)
     return _run(package, words, config)
 
 

@@ -32,6 +32,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Every adapter that learned from an erased snapshot, whoever was erased, and why it is flagged."""
 
 
+class Job:
+    """One erasure under way: what it works on, and what its steps found."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        pipeline: Pipeline,
+        state: sa.Engine,
+        erasure: Erasure,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.deployment = deployment
+        self.pipeline = pipeline
+        self.state = state
+        self.erasure = erasure
+        self.clock = clock
+        self.events = 0
+        self.sealed = 0
+        self.removed: tuple[str, ...] = ()
+        self.flagged: dict[str, str] = {}
+
+
 def erase(
     deployment: Deployment, pipeline: Pipeline, user: str, *, by: str, clock: Callable[[], datetime]
 ) -> Report:
@@ -39,33 +61,59 @@ def erase(
 
     Raises: UnknownUser, StateUnavailable, SnapshotError, LogError, RegistryUnavailable; then run it again.
     """
-    folder = deployment.snapshots_dir
-    with _state(deployment) as state:
-        begun = erasure.shred(state, user, by, clock())
-        sealed = erasure.seal_old_entries(state, deployment.log_path, user, clock())
-        with snapshots.alone(folder):
-            with database.reading(state) as tx:
-                found = erasure.belongings(tx, user)
-            removed = snapshots.erase(folder, found.traces(user, begun.requested_at), begun.requested_at)
-            erasure.forget(state, found, retry_window_s=pipeline.retry_window_s)
-        with closing(EmbeddedLog(deployment.log_path)) as log:
-            erasure.announce(state, log, begun)
-        with closing(Registry(deployment.state)) as registry:
-            flagged = registry.flag_snapshots(snapshots.erased(folder), by=by, at=begun.requested_at)
-        done = erasure.finish(state, begun, clock())
-    return Report(
-        erasure=done,
-        events=sum(map(len, found.events.values())),
-        sealed=sealed,
-        snapshots=tuple(removed),
-        adapters=flagged,
-    )
+    with begun(deployment, pipeline, user, by, clock) as job:
+        for step in STEPS:
+            step(job)
+        return Report(
+            erasure=job.erasure,
+            events=job.events,
+            sealed=job.sealed,
+            snapshots=job.removed,
+            adapters=job.flagged,
+        )
 
 
 @contextmanager
-def _state(deployment: Deployment) -> Iterator[sa.Engine]:
+def begun(
+    deployment: Deployment, pipeline: Pipeline, user: str, by: str, clock: Callable[[], datetime]
+) -> Iterator[Job]:
+    """The keys are destroyed, durably; the steps are to do. Raises: UnknownUser, StateUnavailable."""
     state = store.open_state(deployment.state, durable=True)
     try:
-        yield state
+        yield Job(deployment, pipeline, state, erasure.shred(state, user, by, clock()), clock)
     finally:
         state.dispose()
+
+
+def seal_old_entries(job: Job) -> None:
+    job.sealed = erasure.seal_old_entries(job.state, job.deployment.log_path, job.erasure.user, job.clock())
+
+
+def remove(job: Job) -> None:
+    """Snapshots first: what the state holds is how they are found again after a crash."""
+    folder, done = job.deployment.snapshots_dir, job.erasure
+    with snapshots.alone(folder):
+        with database.reading(job.state) as tx:
+            found = erasure.belongings(tx, done.user)
+        traces = found.traces(done.user, done.requested_at)
+        job.removed = tuple(snapshots.erase(folder, traces, done.requested_at))
+        erasure.forget(job.state, found, retry_window_s=job.pipeline.retry_window_s)
+    job.events = sum(map(len, found.events.values()))
+
+
+def announce(job: Job) -> None:
+    with closing(EmbeddedLog(job.deployment.log_path)) as log:
+        erasure.announce(job.state, log, job.erasure)
+
+
+def flag(job: Job) -> None:
+    erased = snapshots.erased(job.deployment.snapshots_dir)
+    with closing(Registry(job.deployment.state)) as registry:
+        job.flagged = registry.flag_snapshots(erased, by=job.erasure.by, at=job.erasure.requested_at)
+
+
+def finish(job: Job) -> None:
+    job.erasure = erasure.finish(job.state, job.erasure, job.clock())
+
+
+STEPS: tuple[Callable[[Job], None], ...] = (seal_old_entries, remove, announce, flag, finish)

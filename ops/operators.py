@@ -102,7 +102,7 @@ def print_list(
 
 def print_erasure(report: Report, console: Console) -> None:
     lines = [
-        f"{report.erasure.user} is erased: its keys are destroyed, {report.events} events removed from the state",
+        f"{report.erasure.user} is erased: keys destroyed, {report.events} events removed from the state",
         f"snapshots removed: {', '.join(report.snapshots) or 'none'}",
     ]
     if report.sealed:

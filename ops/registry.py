@@ -362,9 +362,9 @@ def _flags(c: Connection) -> dict[str, str]:
         return {}
     adapters = [_adapter(row) for row in c.execute(select(_adapters))]
     return {
-        name: "learned from " + ", ".join(f"{s}, erased on {erased[s]}" for s in taught)
+        name: "learned from " + ", ".join(f"{s}, erased on {erased[s]}" for s in taught if s in erased)
         for name, taught in learned_from(adapters).items()
-        if (taught := [s for s in taught if s in erased])
+        if not erased.keys().isdisjoint(taught)
     }
 
 

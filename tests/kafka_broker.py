@@ -36,6 +36,7 @@ class Broker:
     """One broker process over one data folder; `servers` stays the same across restarts."""
 
     def __init__(self, folder: Path, data: Path) -> None:
+        self.data = data
         self._command = [folder / "start.sh", data]
         self._output = data.with_suffix(".log")
         self._ports = _free_ports(2)
