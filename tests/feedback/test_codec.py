@@ -4,11 +4,12 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedback.codec import decode, encode
-from feedback.errors import CodecError, UnknownEventType
+from feedback.codec import decode, encode, outline, read
+from feedback.errors import CodecError, KeyErased, KeyUnknown, UnknownEventType
 from feedback.events import (
     AdapterTransitioned,
     Event,
@@ -22,6 +23,7 @@ from feedback.events import (
     signal_event,
     turn_event,
 )
+from feedback.sealing import DataKey
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 
@@ -183,3 +185,70 @@ def test_a_flipped_byte_is_an_event_or_a_codec_error(at: int, byte: int) -> None
         assert isinstance(decode(bytes(raw)), Event)
     except CodecError as e:
         assert str(e)
+
+
+# --- sealed events
+
+KEY = DataKey("k-1", bytes(range(32)))
+
+
+@pytest.mark.parametrize("event", [TURN, SIGNAL], ids=lambda e: type(e.data).__name__)
+def test_a_sealed_event_comes_back_as_it_was(event: Event) -> None:
+    """Every field, whichever side of the seal it was on."""
+    raw = encode(event, KEY)
+    assert read(raw).key_id == "k-1" and read(raw).user == "u-1"
+    assert decode(raw, {"k-1": KEY}) == event
+
+
+def test_what_is_personal_is_not_among_the_readable_bytes() -> None:
+    """The rest is, for routing and for counting the canary's failures without any key."""
+    turn, signal = json.loads(encode(TURN, KEY)), json.loads(encode(SIGNAL, KEY))
+    assert not turn["data"].keys() & {"messages", "reply", "prompt_token_ids", "token_ids", "logprobs"}
+    assert not signal["data"].keys() & {"value", "text", "reasons", "dimensions"}
+    assert (turn["data"]["adapter"], turn["data"]["status"], turn["sealkey"]) == ("lora-1", "aborted", "k-1")
+    assert (signal["data"]["kind"], signal["partitionkey"]) == ("edit", "c-1")
+
+
+def test_an_outline_needs_no_key() -> None:
+    """Everything but the words; of an unsealed event it is the event."""
+    seen = outline(encode(TURN, KEY)).data
+    assert isinstance(seen, TurnRecorded) and isinstance(TURN.data, TurnRecorded)
+    assert (seen.messages, seen.reply["content"], seen.logprobs) == ((), "", ())
+    assert (seen.adapter, seen.status, seen.sampling) == ("lora-1", TurnStatus.ABORTED, TURN.data.sampling)
+    assert outline(encode(TURN)) == TURN
+
+
+def test_an_erased_key_is_told_apart_from_one_that_is_not_at_hand() -> None:
+    """The one is dropped in peace, the other is somebody's mistake."""
+    with pytest.raises(KeyErased, match="belongs to a user who was erased"):
+        decode(encode(TURN, KEY), {"k-1": None})
+    with pytest.raises(KeyUnknown, match="'k-1', which is not at hand"):
+        decode(encode(TURN, KEY), {"k-2": KEY})
+
+
+def test_a_box_opens_only_in_its_own_event() -> None:
+    """Else one could be shown as what somebody said elsewhere."""
+    moved = json.loads(encode(TURN, KEY)) | {"id": "turn-chatcmpl-2"}
+    with pytest.raises(CodecError, match="damaged or moved"):
+        decode(json.dumps(moved).encode(), {"k-1": KEY})
+
+
+@pytest.mark.parametrize("box", ["", "AAAA", "A" * 400])
+def test_a_damaged_box_is_no_event(box: str) -> None:
+    """Too short, or not what the key sealed."""
+    damaged = json.loads(encode(TURN, KEY)) | {"sealed": box}
+    with pytest.raises(CodecError, match="damaged or moved"):
+        decode(json.dumps(damaged).encode(), {"k-1": KEY})
+
+
+def test_the_same_event_sealed_twice_gives_two_boxes() -> None:
+    """A nonce that came twice would give AES-GCM's key away."""
+    assert encode(TURN, KEY) != encode(TURN, KEY)
+
+
+def test_a_box_is_what_the_standard_says() -> None:
+    """AES-256-GCM: nonce of 12 bytes, ciphertext, tag of 16; any other program with the key can open it."""
+    cipher = Cipher(algorithms.AES(KEY.secret), modes.GCM(bytes(range(12)))).encryptor()
+    cipher.authenticate_additional_data(b"id")
+    box = bytes(range(12)) + cipher.update(b"{}") + cipher.finalize() + cipher.tag
+    assert KEY.open(box, b"id") == b"{}"
