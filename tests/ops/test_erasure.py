@@ -2,7 +2,11 @@
 
 import base64
 import json
+import shutil
+import signal as signal_numbers
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -322,6 +326,89 @@ def test_an_erasure_that_ended_early_does_not_claim_to_be_done(place: "Place", d
         assert {e.finished_at for e in keyring.erasures(tx)} == {NOW}
 
 
+@pytest.mark.slow
+def test_an_erasure_survives_sigkill_anywhere(tmp_path: Path) -> None:
+    """While it writes to a database or touches a file: never finished too early, always by the next one."""
+    with closing(Place(tmp_path / "made")) as place:
+        append(place.log, *[turn("old", MARKERS[4], "No.", conversation="old", who=ANN)])
+        place.say(*ann_says(), *bob_says())
+        place.fold()
+        place.learn_from(place.build())
+    deeds = int(erase_in_a_process(copied(tmp_path, "counted"), kill_at=0).stdout)
+    assert deeds > 20
+    for kill_at in range(1, deeds, max(1, deeds // KILLS)):
+        folder = copied(tmp_path, f"killed-{kill_at}")
+        assert erase_in_a_process(folder, kill_at).returncode == -signal_numbers.SIGKILL
+        with closing(Place(folder)) as place:
+            with database.reading(place.state) as tx:
+                assert [e.finished_at for e in keyring.erasures(tx)] in ([], [None]), f"deed {kill_at}"
+            place.erase(ANN)
+            assert place.found(*MARKERS) == set(), f"killed before deed {kill_at} of {deeds}"
+            assert place.found(BOBS) == {BOBS}
+            with closing(Registry(place.deployment.state)) as registry:
+                assert len(registry.flags()) == 1
+
+
+KILLS = 8
+ERASE = """
+import os, signal, sys
+import sqlalchemy as sa
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from feedback.config import Deployment, Pipeline
+from ops import erasure
+
+folder, user, kill_at, done = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), 0
+
+def deed(*_):
+    global done
+    done += 1
+    if done == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(lambda name, _: deed() if name in ("os.rename", "os.remove", "os.rmdir") else None)
+for moment in ("before_cursor_execute", "commit"):
+    sa.event.listen(sa.Engine, moment, deed)
+pipeline = Pipeline(heldout_fraction=0.0)
+erasure.erase(Deployment(data_dir=folder / "data"), pipeline, user, by="eve", clock=lambda: datetime.now(UTC))
+print(done)
+"""
+
+
+def erase_in_a_process(folder: Path, kill_at: int) -> "subprocess.CompletedProcess[str]":
+    """Kills itself before its deed of that number: a statement, a commit, a file renamed or removed."""
+    command = [sys.executable, "-c", ERASE, str(folder), ANN, str(kill_at)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def copied(folder: Path, name: str) -> Path:
+    shutil.copytree(folder / "made", folder / name)
+    return folder / name
+
+
+@pytest.mark.postgres
+def test_a_state_in_postgresql_is_erased_as_well(tmp_path: Path, postgres_url: str) -> None:
+    """No row of any table holds a word or a key of hers; the tables are rewritten without them."""
+    with closing(Place(tmp_path, postgres_url)) as place:
+        place.say(*ann_says(), *bob_says())
+        place.fold()
+        manifest = place.build()
+        (secret,) = place.key_bytes(ANN)
+        assert place.erase(ANN).snapshots == (manifest.name,)
+        with database.reading(place.state) as tx:
+            rows = [
+                bytes(value) if isinstance(value, bytes | memoryview) else str(value).encode()
+                for tables in (store.metadata, keyring.metadata)
+                for table in tables.sorted_tables
+                for row in tx.execute(table.select())
+                for value in row
+            ]
+        for gone in (secret, *(form for marker in MARKERS for form in spellings(marker))):
+            assert not any(gone in value for value in rows)
+        assert [g.user for g in place.load(place.build(1)).grades] == [BOB]
+
+
 def test_a_user_of_whom_nothing_is_stored_is_refused(place: "Place") -> None:
     """A mistyped name must not be reported as erased."""
     place.say(*bob_says())
@@ -372,9 +459,9 @@ def place(tmp_path: Path) -> Iterator["Place"]:
 class Place:
     """One deployment: its log, its state, its snapshots, and every file that they are made of."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, state_url: str = "") -> None:
         self.folder = folder
-        self.deployment = Deployment(data_dir=folder / "data")
+        self.deployment = Deployment(data_dir=folder / "data", state_url=state_url)
         self.log = EmbeddedLog(self.deployment.log_path)
         self.ring = KeyRing(self.deployment.state)
         self.state = store.open_state(self.deployment.state)
