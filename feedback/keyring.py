@@ -18,7 +18,7 @@ from feedback.events import Event
 from feedback.sealing import DataKey, fresh_key
 
 CACHED_KEYS = 100_000
-"""Keys that one process holds in memory, about 50 MB; then it starts anew."""
+"""Keys that one process holds in memory, about 40 MB; then it starts anew."""
 _CHUNK = 500
 
 metadata = sa.MetaData()

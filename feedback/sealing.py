@@ -5,6 +5,7 @@ AES-256-GCM (NIST SP 800-38D) with a random nonce of 96 bits, safe for 2^32 boxe
 
 import secrets
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -14,25 +15,21 @@ KEY_BYTES = 32
 _NONCE_BYTES = 12
 
 
-class DataKey:
+class DataKey(msgspec.Struct, frozen=True):
     """One end user's key and the name under which it is kept."""
 
-    __slots__ = ("_cipher", "id", "secret")
-
-    def __init__(self, id: str, secret: bytes) -> None:
-        self.id = id
-        self.secret = secret
-        self._cipher = AESGCM(secret)
+    id: str
+    secret: bytes
 
     def seal(self, plain: bytes, bound_to: bytes) -> bytes:
         """A box that opens only together with `bound_to`, so that it cannot be moved to another event."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, plain, bound_to)
+        return nonce + AESGCM(self.secret).encrypt(nonce, plain, bound_to)
 
     def open(self, box: bytes, bound_to: bytes) -> bytes:
         """Raises: CodecError for a box that is damaged or was sealed for something else."""
         try:
-            return self._cipher.decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], bound_to)
+            return AESGCM(self.secret).decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], bound_to)
         except (InvalidTag, ValueError) as e:
             raise CodecError(f"what key {self.id} sealed does not open: it is damaged or moved") from e
 

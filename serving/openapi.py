@@ -80,6 +80,12 @@ CHAT: dict[str, Any] = {
                 "schema": {"type": "string", "maxLength": 512},
                 "description": "Names the end user, as `user` does; stored as a pseudonym",
             },
+            {
+                "name": "x-ratchet-learn",
+                "in": "header",
+                "schema": {"type": "string", "enum": ["true", "false"], "default": "true"},
+                "description": "`false` withholds consent, as `store: false` does; either is enough",
+            },
         ],
         "requestBody": {
             "required": True,
