@@ -21,6 +21,10 @@ class DataKey(msgspec.Struct, frozen=True):
     id: str
     secret: bytes
 
+    def __repr__(self) -> str:
+        """Tracebacks and logs show no secret."""
+        return f"DataKey({self.id!r})"
+
     def seal(self, plain: bytes, bound_to: bytes) -> bytes:
         """A box that opens only together with `bound_to`, so that it cannot be moved to another event."""
         nonce = secrets.token_bytes(_NONCE_BYTES)

@@ -252,3 +252,8 @@ def test_a_box_is_what_the_standard_says() -> None:
     cipher.authenticate_additional_data(b"id")
     box = bytes(range(12)) + cipher.update(b"{}") + cipher.finalize() + cipher.tag
     assert KEY.open(box, b"id") == b"{}"
+
+
+def test_a_key_does_not_show_its_secret() -> None:
+    """Not in a traceback, not in a log line."""
+    assert repr(KEY) == f"{KEY}" == "DataKey('k-1')"

@@ -16,11 +16,13 @@ import pytest
 from feedback import pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
+from feedback.errors import SnapshotErased
 from learner import __main__ as cli
 from learner import turn
 from learner.config import Learner
 from learner.errors import Busy, DataError
 from learner.status import table
+from ops import erasure
 from ops import store as adapter_store
 from ops.adapters import AdapterState
 from ops.registry import Registry
@@ -178,6 +180,25 @@ def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> 
     assert run.failed is not None
     assert turn.unfinished(impossible) is None
     assert "failed" in table(setting.deployment)
+
+
+def test_a_run_on_an_erased_snapshot_is_given_up_and_leaves_no_word(setting: turn.Setting) -> None:
+    """A user is erased in mid-run: what was begun cannot go on, the next run begins anew without them.
+
+    Nothing that runs leave on disk holds text: what u3 asked is nowhere below the data folder.
+    """
+    run = turn.begin(setting, NOW)
+    run = turn.perform(turn.open_bench(setting, run), run, "snapshot", NOW)
+    erased = erasure.erase(setting.deployment, setting.pipeline, "u3", by="operator:eve", clock=now)
+    assert erased.snapshots == (run.snapshot,)
+    with pytest.raises(SnapshotErased, match=f"{run.snapshot} was erased"):
+        turn.take_turn(setting, now)
+    assert "was erased" in str(turn.read(setting.folder(run.run_id)).failed)
+    again = turn.take_turn(setting, now)
+    assert (again.run_id, again.finished) == ("run-0002", True)
+    asked = question(3).encode()
+    files = [f for f in setting.deployment.data_dir.rglob("*") if f.is_file()]
+    assert [f for f in files if asked in f.read_bytes()] == []
 
 
 def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:

@@ -330,10 +330,13 @@ def test_an_erasure_that_ended_early_does_not_claim_to_be_done(place: "Place", d
 def test_an_erasure_survives_sigkill_anywhere(tmp_path: Path) -> None:
     """While it writes to a database or touches a file: never finished too early, always by the next one."""
     with closing(Place(tmp_path / "made")) as place:
-        append(place.log, *[turn("old", MARKERS[4], "No.", conversation="old", who=ANN)])
-        place.say(*ann_says(), *bob_says())
+        append(place.log, turn("old", MARKERS[4], "No.", conversation="old", who=ANN))
+        place.say(ann_says()[0], *bob_says())
         place.fold()
-        place.learn_from(place.build())
+        place.learn_from(place.build(), "run-0001")  # holds what she asked, and no row of hers
+        place.say(*ann_says()[1:])
+        place.fold()
+        place.learn_from(place.build(1), "run-0002")
     deeds = int(erase_in_a_process(copied(tmp_path, "counted"), kill_at=0).stdout)
     assert deeds > 20
     for kill_at in range(1, deeds, max(1, deeds // KILLS)):
@@ -346,10 +349,10 @@ def test_an_erasure_survives_sigkill_anywhere(tmp_path: Path) -> None:
             assert place.found(*MARKERS) == set(), f"killed before deed {kill_at} of {deeds}"
             assert place.found(BOBS) == {BOBS}
             with closing(Registry(place.deployment.state)) as registry:
-                assert len(registry.flags()) == 1
+                assert len(registry.flags()) == 2
 
 
-KILLS = 8
+KILLS = 12
 ERASE = """
 import os, signal, sys
 import sqlalchemy as sa
@@ -430,6 +433,21 @@ def test_a_reader_of_the_past_makes_the_erasure_fail_not_lie(place: "Place") -> 
         with closing(raw), pytest.raises(sqlite3.OperationalError, match=r"others still read|locked"):
             raw.execute("DELETE FROM feedback_derived")
             database.scrub_sqlite(raw, time.monotonic() + 0.1)
+
+
+def test_scrubbing_leaves_nothing_that_was_deleted_carelessly(tmp_path: Path) -> None:
+    """Rows that the pipeline replaces stay in free pages wherever SQLite is built without secure_delete."""
+    file = tmp_path / "state.db"
+    state = store.open_state(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file, isolation_level=None)) as raw:
+        raw.execute("PRAGMA secure_delete=OFF")
+        raw.execute("INSERT INTO feedback_derivations VALUES (?)", (MARKERS[1] * 1000,))
+        raw.execute("DELETE FROM feedback_derivations")
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert MARKERS[1].encode() in file.read_bytes()
+    database.scrub(state, store.metadata)
+    state.dispose()
+    assert not any(MARKERS[1].encode() in text for text in every_byte(tmp_path))
 
 
 def test_the_command_erases_by_name(place: "Place", capsys: pytest.CaptureFixture[str]) -> None:
