@@ -20,7 +20,7 @@ import pytest
 from feedback import codec, database, keyring, pipeline, privacy, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
-from feedback.errors import SnapshotErased, UnknownUser
+from feedback.errors import SnapshotErased, SnapshotError, UnknownUser
 from feedback.eventlog import EventLog, Topic
 from feedback.events import Event, SignalKind, UserErased
 from feedback.forward import forward_once
@@ -326,6 +326,25 @@ def test_an_erasure_that_ended_early_does_not_claim_to_be_done(place: "Place", d
         assert {e.finished_at for e in keyring.erasures(tx)} == {NOW}
 
 
+def test_a_snapshot_that_cannot_be_searched_stops_the_erasure_in_time(place: "Place") -> None:
+    """What the state holds of her is how snapshots are found, so it goes last; repaired, everything goes."""
+    place.say(*ann_says(), *bob_says())
+    place.fold()
+    damaged = place.deployment.snapshots_dir / place.build().name / "prompts.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"PAR1")
+    for table in ("pairs", "grades", "demonstrations"):  # her own rows would be found without the state
+        (damaged.parent / f"{table}.parquet").rename(place.folder / table)
+        empty = pq.read_table(place.folder / table).slice(0, 0)
+        pq.write_table(empty, damaged.parent / f"{table}.parquet")
+        (place.folder / table).unlink()
+    with pytest.raises(SnapshotError, match=r"prompts\.parquet is no Parquet file"):
+        place.erase(ANN)
+    damaged.write_bytes(whole)
+    assert place.erase(ANN).snapshots == (damaged.parent.name,)
+    assert place.found(*MARKERS) == set()
+
+
 @pytest.mark.slow
 def test_an_erasure_survives_sigkill_anywhere(tmp_path: Path) -> None:
     """While it writes to a database or touches a file: never finished too early, always by the next one."""
@@ -352,7 +371,7 @@ def test_an_erasure_survives_sigkill_anywhere(tmp_path: Path) -> None:
                 assert len(registry.flags()) == 2
 
 
-KILLS = 12
+KILLS = 8
 ERASE = """
 import os, signal, sys
 import sqlalchemy as sa
