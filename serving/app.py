@@ -67,7 +67,9 @@ def build(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    api = _control_plane(config, authenticator, router, recorder, signals.Signals(recorder, secret), lifespan)
+    api = _control_plane(
+        config, authenticator, router, recorder, signals.Signals(recorder, secret, config.redact), lifespan
+    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (

@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from feedback.events import IdentitySource, TurnRecorded, TurnStatus
 from feedback.privacy import pseudonym
+from feedback.redaction import redact_turn
 from ops.traffic import Assignment
 from serving.asgi import ClientGone, Outlet, Receive, Scope, Send, read_json
 from serving.asked import Asked, for_engine, identify, parse
@@ -123,7 +124,7 @@ class Turn:
         FIRST_TOKEN_SECONDS.labels(self.assignment.adapter).observe(self.first_token_s)
 
     def recorded(self, status: TurnStatus) -> TurnRecorded:
-        """The turn as it goes into the log; without a word of it when the client withheld consent."""
+        """The turn as it goes into the log; without a word of it when consent was withheld."""
         said, keeps = self.transcript, self.learn
         reason = said.finish_reason
         label = reason if reason in _FINISH_REASONS else "other" if reason else "none"
@@ -267,7 +268,7 @@ class Chat:
             raise EngineBroke("the engine's reply has no end")
         shown = visible(data, turn.response_id, turn.asked.wants_logprobs) | {"ratchet": turn.extras}
         departure.disarm()
-        await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
+        await self._record(turn, TurnStatus.COMPLETE)
         await outlet.whole(_encoder.encode(shown))
         ADDED_SECONDS.observe(turn.added_s())
 
@@ -280,14 +281,17 @@ class Chat:
             finally:
                 reply.close()
         departure.disarm()
-        await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
+        await self._record(turn, TurnStatus.COMPLETE)
         await outlet.push(tee.tail(turn.extras), last=True)
         ADDED_SECONDS.observe(turn.added_s())
 
     async def _record_end(self, turn: Turn, status: TurnStatus) -> None:
         """Record a turn that did not complete; its client is told something else already."""
         with contextlib.suppress(NotRecorded):
-            await self._recorder.turn(turn.recorded(status))
+            await self._record(turn, status)
+
+    async def _record(self, turn: Turn, status: TurnStatus) -> None:
+        await self._recorder.turn(redact_turn(turn.recorded(status), self._config.redact))
 
 
 async def _relay(reply: Reply, tee: Tee, turn: Turn, outlet: Outlet) -> None:

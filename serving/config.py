@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from feedback.redaction import Personal
+
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[gateway]`: the API that clients talk to."""
@@ -17,6 +19,9 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `refuse` with 503. Feedback is always refused then."""
     unlearned_owners: list[str] = []
     """Owners of API keys whose turns are never learned from: no word of them gets into the log."""
+    redact: list[Personal] = msgspec.field(default_factory=lambda: [Personal.CARD, Personal.IBAN])
+    """What is taken out of words before they are recorded: `card`, `iban`, `email`, `phone`, `ip` numbers and
+    addresses. Engines and clients see the words as they are."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Largest request body; a longer one gets 413."""
     max_text_chars: int = 20_000

@@ -1,6 +1,7 @@
 """POST /v1/feedback: what somebody did about a reply, checked against its turn, durable before the 200."""
 
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -11,6 +12,7 @@ from prometheus_client import Counter
 from feedback.eventlog import Topic
 from feedback.events import VALUED, SignalKind, SignalReceived, TurnRecorded
 from feedback.privacy import pseudonym
+from feedback.redaction import Personal, redact_signal
 from serving.asked import decode_object
 from serving.auth import Principal, Role
 from serving.errors import BadRequest, Conflict, Forbidden, UnknownReply
@@ -125,9 +127,10 @@ def _check(feedback: Feedback, max_text_chars: int) -> None:
 class Signals:
     """Takes feedback in."""
 
-    def __init__(self, recorder: Recorder, secret: bytes) -> None:
+    def __init__(self, recorder: Recorder, secret: bytes, redact: Collection[Personal]) -> None:
         self._recorder = recorder
         self._secret = secret
+        self._redact = redact
 
     async def accept(self, feedback: Feedback, principal: Principal, now: datetime) -> Accepted:
         """The signal is durable when this returns.
@@ -160,11 +163,11 @@ class Signals:
     def _signal(
         self, feedback: Feedback, turn: TurnRecorded, principal: Principal, now: datetime
     ) -> SignalReceived:
-        """Without its words where the turn's are withheld."""
+        """Without its words where the turn's are withheld, and without what is redacted."""
         rater = pseudonym(self._secret, principal.owner, feedback.user) if feedback.user else turn.user
         if feedback.kind is SignalKind.LABEL and not feedback.user:
             rater = pseudonym(self._secret, principal.owner)
-        return SignalReceived(
+        said = SignalReceived(
             signal_id=_signal_id(feedback, principal),
             response_id=turn.response_id,
             conversation_id=turn.conversation_id,
@@ -177,6 +180,7 @@ class Signals:
             other_response_id=feedback.other_response_id,
             received_at=now,
         )
+        return redact_signal(said, self._redact)
 
     async def _known(self, signal: SignalReceived) -> bool:
         """This very signal was received before. Raises: Conflict when another one was, under its key."""

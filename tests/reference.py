@@ -140,9 +140,9 @@ def configuration_page() -> str:
 def events_page() -> str:
     page = "# Events\n\n" + GENERATED
     page += (
-        "CloudEvents 1.0 in structured JSON mode, keyed by conversation (`partitionkey`). What is personal of a turn "
-        "(messages, reply, token ids, logprobs) and of a signal (value, text, reasons, dimensions) is sealed under the "
-        "user's data key `sealkey` and travels as `sealed` ([privacy](../privacy.md)).\n"
+        "CloudEvents 1.0 in structured JSON mode, keyed by conversation (`partitionkey`). What is personal "
+        "of a turn (messages, reply, token ids, logprobs) and of a signal (value, text, reasons, dimensions) "
+        "is sealed under the user's data key `sealkey` and travels as `sealed` ([privacy](../privacy.md)).\n"
     )
     for event in events():
         page += (

@@ -125,6 +125,24 @@ def test_feedback_on_a_withheld_turn_is_kept_without_its_words(gateway: Running)
     assert (signal.value, signal.text, signal.reasons) == (0.5, None, ())
 
 
+def test_numbers_are_redacted_in_the_log_and_nowhere_else(gateway: Running) -> None:
+    """By default those with check digits; the engine answers what was asked."""
+    text = "Charge 4111 1111 1111 1111 and mail ann@example.org"
+    response_id = reply(gateway, text=text)
+    said = {"response_id": response_id, "kind": "comment", "text": text, "idempotency_key": "k1"}
+    assert [feedback(gateway, **said).status_code for _ in range(2)] == [200, 200]
+    kept = "Charge [card] and mail ann@example.org"
+    assert gateway.engine.requests[0]["messages"][0]["content"] == text
+    assert (gateway.turn().messages[0]["content"], gateway.turn().token_ids) == (kept, ())
+    assert [s.text for s in gateway.signals()] == [kept]
+
+
+def test_redaction_can_be_chosen(start: Start) -> None:
+    gateway = start(redact=["email"])
+    gateway.ask("Charge 4111 1111 1111 1111 and mail ann@example.org")
+    assert gateway.turn().messages[0]["content"] == "Charge 4111 1111 1111 1111 and mail [email]"
+
+
 def test_an_idempotent_signal_is_recognised_though_it_is_sealed(gateway: Running) -> None:
     """The same again is one event; another under the same key is refused."""
     response_id = reply(gateway)
