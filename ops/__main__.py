@@ -152,7 +152,7 @@ def _adapters(args: argparse.Namespace, deployment: Deployment, rollout: Rollout
 
 def _erase(args: argparse.Namespace, deployment: Deployment, pipeline: Pipeline) -> int:
     from feedback import privacy
-    from ops import erasure, operators
+    from ops import erasure
 
     if args.user and args.principal is None:
         raise OpsError("--user needs --principal, the owner of the API key: see `ratchet keys list`")
@@ -170,7 +170,7 @@ def _erase(args: argparse.Namespace, deployment: Deployment, pipeline: Pipeline)
     report = erasure.erase(deployment, pipeline, user, by=by, clock=_now)
     if args.json:
         return _json(report)
-    operators.print_erasure(report, Console())
+    erasure.print_report(report, Console())
     return 0
 
 

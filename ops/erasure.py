@@ -10,6 +10,7 @@ from datetime import datetime
 
 import msgspec
 import sqlalchemy as sa
+from rich.console import Console
 
 from feedback import database, erasure, snapshots, store
 from feedback.config import Deployment, Pipeline
@@ -117,3 +118,17 @@ def finish(job: Job) -> None:
 
 
 STEPS: tuple[Callable[[Job], None], ...] = (seal_old_entries, remove, announce, flag, finish)
+
+
+def print_report(report: Report, console: Console) -> None:
+    lines = [
+        f"{report.erasure.user} is erased: keys destroyed, {report.events} events removed from the state",
+        f"snapshots removed: {', '.join(report.snapshots) or 'none'}",
+    ]
+    if report.sealed:
+        lines.append(f"{report.sealed} unsealed entries of an older release were made unreadable in the log")
+    lines += [f"{name} {why}" for name, why in report.adapters.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if report.adapters:
+        console.print("These adapters serve on; retire them with `ratchet adapters`, or train anew.")

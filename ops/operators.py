@@ -9,7 +9,6 @@ from rich.table import Table
 
 from ops.adapters import Adapter
 from ops.config import Rollout
-from ops.erasure import Report
 from ops.errors import RevisionConflict
 from ops.gates import GateResult, Verdict, judge
 from ops.registry import AuditEntry, Registry
@@ -98,20 +97,6 @@ def print_list(
         name = f"{a.name} ⚑" if a.name in flags else a.name
         rows.add_row(name, a.state.value, traffic, gain, kl, f"{a.changed_at:%Y-%m-%d %H:%M:%S}", why)
     console.print(rows)
-
-
-def print_erasure(report: Report, console: Console) -> None:
-    lines = [
-        f"{report.erasure.user} is erased: keys destroyed, {report.events} events removed from the state",
-        f"snapshots removed: {', '.join(report.snapshots) or 'none'}",
-    ]
-    if report.sealed:
-        lines.append(f"{report.sealed} unsealed entries of an older release were made unreadable in the log")
-    lines += [f"{name} {why}" for name, why in report.adapters.items()]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if report.adapters:
-        console.print("These adapters serve on; retire them with `ratchet adapters`, or train anew.")
 
 
 def print_details(found: Details, console: Console) -> None:

@@ -87,6 +87,18 @@ def test_every_commit_is_synced(path: Path) -> None:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
+def test_a_log_of_the_first_format_gets_the_topics_that_came_since(tmp_path: Path) -> None:
+    """Format 1 knew no users: what lies in it stays, and erasures can be told."""
+    path = tmp_path / "log.db"
+    with closing(EmbeddedLog(path)) as log:
+        log.append(Topic.TURNS, "k", "e1", b"v").result(_WAIT_S)
+    with closing(sqlite3.connect(path)) as older:
+        older.executescript('DROP TABLE "users"; PRAGMA user_version=1')
+    with closing(EmbeddedLog(path)) as log:
+        assert log.append(Topic.USERS, "u", "e2", b"w").result(_WAIT_S) is not None
+        assert [r.value for t in (Topic.TURNS, Topic.USERS) for r in log.read(t, 0, 0)] == [b"v", b"w"]
+
+
 def test_appending_blocks_nobody_while_the_file_is_locked(log: EmbeddedLog, path: Path) -> None:
     """The gateway appends on its event loop."""
     log.append(Topic.TURNS, "k", "first", b"v").result(_WAIT_S)
