@@ -6,6 +6,7 @@ is one of the three places where every exception is caught: a chat survives its 
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic, topic_of
 from feedback.events import Event, SignalReceived, TurnRecorded, signal_event, turn_event
 from feedback.keyring import KeyRing
+from feedback.sealing import DataKey
 from ops.telemetry import logger
 from serving.errors import EngineBroke, NotRecorded
 from serving.sse import Splitter
@@ -109,6 +111,7 @@ class Recorder:
         self._failed_at = 0.0
         self._log = log
         self._ring = ring
+        self._key_thread = ThreadPoolExecutor(1, "user-keys")
         self._on_failure = on_failure
         self._timeout_s = timeout_s
 
@@ -145,7 +148,7 @@ class Recorder:
         try:
             with DURABLE_SECONDS.time():
                 async with asyncio.timeout(patience_s):
-                    key = self._ring.of(user) or await asyncio.to_thread(self._ring.obtain, user)
+                    key = self._ring.of(user) or await self._made_key(user)
                     raw = codec.encode(event, key)
                     await asyncio.wrap_future(self._log.append(topic_of(event), event.key, event.id, raw))
         except Exception as e:  # a chat survives its log, whatever ails it
@@ -153,6 +156,10 @@ class Recorder:
         if self.failure:
             logger().info("recording_on")
             self.failure = ""
+
+    async def _made_key(self, user: str) -> DataKey:
+        """From the state database, in a thread of its own: while that is locked, nothing else must wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._key_thread, self._ring.obtain, user)
 
     def _failed(self, e: Exception) -> NotRecorded:
         if not self.failure:

@@ -1,5 +1,6 @@
 """What the gateway writes down of a person: sealed, or with consent withheld not at all; gone once erased."""
 
+import sqlite3
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -55,6 +56,20 @@ def test_a_gateway_that_starts_anew_has_the_same_keys(start: Start, tmp_path: Pa
         assert made is not None
         assert other.of(ANN) is None
         assert (other.obtain(ANN).id, other.obtain(ANN).secret) == (made.id, made.secret)
+
+
+def test_without_the_state_database_only_new_users_go_unrecorded(start: Start, tmp_path: Path) -> None:
+    """Served by policy, and visibly; who has a key in memory is recorded as ever."""
+    gateway = start(log_timeout_s=0.3)
+    reply(gateway, user="ann")
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert gateway.ask("I am new", user="bob").status_code == 200
+        assert gateway.http.get(f"{gateway.url}/healthz").json()["recording"] == "off"
+        assert gateway.ask("Me again", user="ann").status_code == 200
+        assert [t.user for t in gateway.turns()] == [ANN, ANN]
+        assert gateway.http.get(f"{gateway.url}/healthz").json()["recording"] == "on"
+        other.execute("ROLLBACK")
 
 
 def test_who_was_erased_gets_a_fresh_key(gateway: Running, tmp_path: Path) -> None:
