@@ -520,9 +520,7 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
         for file in (*building.iterdir(), building):
             _fsync(file)
         building.chmod(0o755)
-        if (
-            target.exists()
-        ):  # erased for a prompt that others asked too: these rows hold nothing of the erased
+        if target.exists():
             _refill(target, building)
             return manifest
         try:
@@ -540,7 +538,10 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
 
 
 def _refill(target: Path, building: Path) -> None:
-    """The manifest comes last: until then the snapshot stays erased."""
+    """A snapshot erased for a prompt that others asked too came out the same without the erased user's rows.
+
+    The manifest comes last: until then the snapshot stays erased.
+    """
     for table in TABLES:
         (building / f"{table}.parquet").replace(target / f"{table}.parquet")
     _fsync(target)

@@ -4,8 +4,9 @@ The steps are `feedback.erasure`'s; here is their order. Killed between any two 
 it again: only the last step says that it is finished.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
@@ -29,30 +30,23 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Unsealed entries of an older release's log that were sealed under a key that nobody has."""
     snapshots: tuple[str, ...]
     """Snapshots removed."""
-    adapters: dict[str, str]
+    adapters: Mapping[str, str]
     """Every adapter that learned from an erased snapshot, whoever was erased, and why it is flagged."""
 
 
+@dataclass
 class Job:
     """One erasure under way: what it works on, and what its steps found."""
 
-    def __init__(
-        self,
-        deployment: Deployment,
-        pipeline: Pipeline,
-        state: sa.Engine,
-        erasure: Erasure,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self.deployment = deployment
-        self.pipeline = pipeline
-        self.state = state
-        self.erasure = erasure
-        self.clock = clock
-        self.events = 0
-        self.sealed = 0
-        self.removed: tuple[str, ...] = ()
-        self.flagged: dict[str, str] = {}
+    deployment: Deployment
+    pipeline: Pipeline
+    state: sa.Engine
+    erasure: Erasure
+    clock: Callable[[], datetime]
+    events: int = 0
+    sealed: int = 0
+    removed: tuple[str, ...] = ()
+    flagged: Mapping[str, str] = field(default_factory=dict)
 
 
 def erase(
