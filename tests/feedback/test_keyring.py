@@ -24,13 +24,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_processes_that_ask_at_once_get_one_key(url: str) -> None:
-    """Two live keys would make one of them forgotten by an erasure."""
-    rings = [KeyRing(url) for _ in range(8)]
-    with ThreadPoolExecutor(len(rings)) as pool:
-        found = {key.id for key in pool.map(lambda ring: ring.obtain(ANN), rings)}
-    for ring in rings:
-        ring.close()
-    assert len(found) == 1
+    """Two live keys would split a user: the second asks while the first has not committed yet."""
+    engine = database.connect(url, keyring.metadata)
+    with closing(KeyRing(url)) as other, ThreadPoolExecutor(1) as pool:
+        with database.writing(engine) as tx:
+            first = keyring.obtain(tx, ANN, NOON)
+            second = pool.submit(other.obtain, ANN)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.2)
+        assert second.result(timeout=10) == first
+    engine.dispose()
 
 
 def test_a_destroyed_key_opens_nothing_and_the_next_is_another(url: str) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from feedback import codec, database, pipeline, snapshots, store
+from feedback import database, pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import EventLog, Topic
 from feedback.events import Event, TurnRecorded
 from feedback.forward import CURSOR
+from feedback.keyring import KeyRing
 from feedback.logs import open_log
 from ops.registry import Registry
 from ops.traffic import TrafficTable
@@ -68,7 +69,7 @@ def test_kills_lose_nothing_on_the_embedded_log(
     received, killed = load_and_kill(site, gateway, [gateway, folding], kills=14, seed=11)
 
     with closing(open_log(site.deployment)) as log:
-        turns, signals = check_promises(log, received)
+        turns, signals = check_promises(site, log, received)
         check_replay(site, log, folding, tmp_path)
         report("embedded", killed, received, turns, signals)
     assert set(turns.values()) | set(signals.values()) == {1}, "an event lies in the log twice"
@@ -86,7 +87,7 @@ def test_kills_lose_nothing_on_kafka(
 
     with closing(EmbeddedLog(site.deployment.log_path)) as outbox, closing(open_log(site.deployment)) as log:
         wait_until(lambda: not any(outbox.backlog(CURSOR, t).events for t in Topic), "the outbox drains")
-        turns, signals = check_promises(log, received)
+        turns, signals = check_promises(site, log, received)
         check_replay(site, log, folding, tmp_path)
         report("kafka", killed, received, turns, signals)
 
@@ -168,9 +169,10 @@ def just_committed(file: Path) -> Iterator[None]:
         yield
 
 
-def check_promises(log: EventLog, received: Received) -> tuple[Counter[str], Counter[str]]:
+def check_promises(site: Site, log: EventLog, received: Received) -> tuple[Counter[str], Counter[str]]:
     """Everything that a client holds is in the log, word for word; returns how often each entry is there."""
-    turns, signals = entries(log, Topic.TURNS), entries(log, Topic.SIGNALS)
+    with closing(KeyRing(site.deployment.state)) as ring:
+        turns, signals = entries(log, ring, Topic.TURNS), entries(log, ring, Topic.SIGNALS)
     recorded = {event.id: event.data for event in turns}
     for response_id, (question, reply) in received.replies.items():
         turn = recorded.get(f"turn-{response_id}")
@@ -182,14 +184,14 @@ def check_promises(log: EventLog, received: Received) -> tuple[Counter[str], Cou
     return Counter(e.id for e in turns), Counter(e.id for e in signals)
 
 
-def entries(log: EventLog, topic: Topic) -> list[Event]:
+def entries(log: EventLog, ring: KeyRing, topic: Topic) -> list[Event]:
     """Every entry of a topic, repeated ones included."""
     found: list[Event] = []
     for partition in log.partitions(topic):
         offset, end = 0, log.end(topic, partition)
         while offset < end:
             records = log.read(topic, partition, offset, timeout_s=5.0)
-            found += [codec.outline(record.value) for record in records]
+            found += [ring.decode(record.value) for record in records]
             offset = records[-1].position.offset + 1
     return found
 
