@@ -200,7 +200,7 @@ def test_one_account_cannot_fill_a_snapshot(tmp_path):
     """A flood of one user's thumbs against 60 users of one thumb each: 5 % of the weight is left to it."""
     flood = []
     for n in range(100):
-        t = turn(f"f{n}", f"Question about subject{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
+        t = turn(f"f{n}", f"Question about matter1{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
         flood += [t, thumb(t, True)]
     for n in range(60):
         t = turn(f"g{n}", f"Question about matter{n}?", f"Reply {n}.", conversation=f"g{n}", who=f"v{n}")
