@@ -4,7 +4,6 @@ Shifts are against the same honest people without attackers. Goal: a tenth at mo
 """
 
 import sys
-from functools import partial
 
 from tests.benchmarks import attacks
 
@@ -22,6 +21,8 @@ def rows() -> list[Row]:
     with_, without = _fits(honest)
     found: list[Row] = [
         _accuracy("honest accuracy, no attack", with_, without, "> peer - 0.02"),
+        _harm("policy runs the target down, no attack", "target sentiment", (with_, without)),
+        _harm("policy is wrong, no attack", "flip all", (with_, without)),
     ]
     for strategy in attacks.STRATEGIES:
         for fraction in FRACTIONS:
@@ -43,20 +44,18 @@ def _attacked(strategy: str, fraction: float, clean: tuple[attacks.Array, attack
         for after, before in zip(fits, clean, strict=True)
     )
     name = f"{strategy}, {fraction:.1%} of users"
-    harm = partial(attacks.harm, strategy=strategy, seed=SEED + 2)
     goal = fraction <= _GOAL_UP_TO
     print(f"bench-trust: {name}: {ours:.3f} of {theirs:.3f}", file=sys.stderr)
     return [
         _row(f"{name}: margin shift", ours, "nats", f"< {theirs / 10:.3f}" if goal else None, theirs),
-        _row(
-            f"{name}: policy's harm, {harm(clean[0]):.1%} without attack",
-            harm(fits[0]),
-            "of replies",
-            None,
-            harm(fits[1]),
-        ),
+        _harm(f"{name}: policy does as they want", strategy, fits),
         _accuracy(f"{name}: honest accuracy", *fits, goal="> clean - 0.02" if goal else None),
     ]
+
+
+def _harm(figure: str, strategy: str, fits: tuple[attacks.Array, attacks.Array]) -> Row:
+    ours, theirs = (attacks.harm(beta, strategy, SEED + 2) for beta in fits)
+    return _row(figure, ours, "of replies", None, theirs)
 
 
 def _accuracy(figure: str, ours: attacks.Array, theirs: attacks.Array, goal: str | None) -> Row:

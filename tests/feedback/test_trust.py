@@ -148,13 +148,14 @@ def test_a_flood_by_a_newcomer_weighs_no_more_than_a_few_accounts():
     assert weight_of(weighed([*crowd(), *flood]).grades, "flood") <= 16.0 + 1e-6
 
 
-def test_a_subject_has_no_more_of_an_accounts_weight_than_others_usually_give_it():
-    """Each of 60 accounts gives a topic 1; one with forty signals on a topic that a fifth speak of has 2 there.
+def test_an_account_weighs_on_a_subject_at_most_twice_what_is_usual():
+    """Each of 60 accounts gives a topic 1; one with forty signals on a topic of its own has 2 there.
 
     Its word on what everybody speaks of, "order", is not limited.
     """
     flood = [
-        thumb(n, "flood", up=True, reply=GOOD[0], topic="zebra", at_s=900.0 * n + 9 * n * n) for n in range(40)
+        thumb(n, "flood", up=True, reply=GOOD[0], topic="zebra", at_s=900.0 * n + 9 * n * n)
+        for n in range(40)
     ]
     people = [thumb(1000 + n, f"v{n}", up=True, reply=GOOD[0], topic=TOPICS[n % 6]) for n in range(60)]
     assert weight_of(weighed([*people, *flood]).grades, "flood") == pytest.approx(2.0, abs=1e-3)
