@@ -122,6 +122,15 @@ def _control_plane(
         given = signals.parse(body, config.max_text_chars)
         return _json("feedback", await inbox.accept(given, principal, datetime.now(UTC)))
 
+    @api.post("/v1/feedback/batch", openapi_extra=openapi.FEEDBACK_BATCH)
+    async def feedback_batch(request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        principal = authenticator.principal(headers)
+        body = await read_json(headers, request.receive, config.max_body_bytes)
+        given = signals.parse_batch(body, config.max_text_chars)
+        answers = await inbox.accept_all(given, principal, datetime.now(UTC))
+        return _json("feedback_batch", signals.results(answers))
+
     @api.get("/v1/models")
     async def models(request: Request) -> Response:
         authenticator.principal(dict(request.scope["headers"]))
