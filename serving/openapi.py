@@ -5,15 +5,13 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from serving import signals
+from serving import signals, told
 from serving.errors import ErrorBody
 
 _TEMPLATE = "#/components/schemas/{name}"
-_, SCHEMAS = msgspec.json.schema_components(
-    (signals.Batch, signals.Results, ErrorBody), ref_template=_TEMPLATE
-)
+_, SCHEMAS = msgspec.json.schema_components((told.Batch, signals.Results, ErrorBody), ref_template=_TEMPLATE)
 SCHEMAS["SignalKind"]["enum"] = [
-    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in signals.READ_FROM_TRAFFIC
+    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in told.READ_FROM_TRAFFIC
 ]
 
 
@@ -48,7 +46,7 @@ FEEDBACK: dict[str, Any] = {
     "security": _BEARER,
     "requestBody": {
         "required": True,
-        **_json(_ref("Feedback"), examples=_examples(signals.EXAMPLES)),
+        **_json(_ref("Feedback"), examples=_examples(told.EXAMPLES)),
     },
     "responses": {
         "200": {"description": "The signal is durable", **_json(_ref("Accepted"))},
@@ -66,7 +64,7 @@ FEEDBACK: dict[str, Any] = {
 }
 
 FEEDBACK_BATCH: dict[str, Any] = {
-    "summary": f"Feedback on up to {signals.MAX_BATCH} replies or conversations at once",
+    "summary": f"Feedback on up to {told.MAX_BATCH} replies or conversations at once",
     "description": (
         "Items are taken in their order and answered each on its own, as POST /v1/feedback would answer it: "
         "`accepted` or `error`. One that is refused keeps no other out."
@@ -74,7 +72,7 @@ FEEDBACK_BATCH: dict[str, Any] = {
     "security": _BEARER,
     "requestBody": {
         "required": True,
-        **_json(_ref("Batch"), examples=_examples(signals.BATCH_EXAMPLES)),
+        **_json(_ref("Batch"), examples=_examples(told.BATCH_EXAMPLES)),
     },
     "responses": {
         "200": {"description": "Every item that is `accepted` is durable", **_json(_ref("Results"))},

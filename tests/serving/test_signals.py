@@ -10,7 +10,7 @@ from feedback.conversations import fold
 from feedback.events import SignalKind, signal_event
 from feedback.privacy import pseudonym
 from serving.auth import Role
-from serving.signals import EXAMPLES
+from serving.told import EXAMPLES
 from tests.serving.conftest import AT, SECRET, Running
 
 
