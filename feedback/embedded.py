@@ -37,6 +37,7 @@ COMMIT_SECONDS = Histogram(
 
 FORMAT = 2
 """Version of the file's layout, kept in its `user_version`. 2: turns can be looked up by their key."""
+FIRST_TURN = f'SELECT value FROM "{Topic.TURNS}" WHERE key = ? ORDER BY offset LIMIT 1'
 
 _GROUP = 1024
 _CHECKPOINT_EVENTS = 2000
@@ -141,7 +142,7 @@ class EmbeddedLog:
 
     def first_turn(self, key: str) -> bytes | None:
         """The value of the first turn under `key`, if there is one: a look-up in an index, not a scan."""
-        rows = self._query(f'SELECT value FROM "{Topic.TURNS}" WHERE key = ? ORDER BY offset LIMIT 1', (key,))
+        rows = self._query(FIRST_TURN, (key,))
         return bytes(rows[0][0]) if rows else None
 
     def cursor(self, name: str, topic: Topic) -> int:
