@@ -14,7 +14,7 @@ import pytest
 
 from feedback.conversations import fold
 from feedback.embedded import EmbeddedLog
-from feedback.events import DIMENSIONS, SignalKind, signal_event
+from feedback.events import DIMENSIONS, SignalKind, SignalReceived, signal_event
 from feedback.privacy import pseudonym
 from serving.app import build
 from serving.auth import Role
@@ -40,6 +40,11 @@ def feedback(gateway: Running, *, key: str = "", **fields: Any) -> httpx.Respons
 
 def reply(gateway: Running, **more: Any) -> str:
     return str(gateway.ask(**more).json()["id"])
+
+
+def signals_on(gateway: Running, about: str) -> list[SignalReceived]:
+    """What the log holds on a reply, or on a conversation of acme's and its replies."""
+    return [s for s in gateway.signals() if about in (s.response_id, s.conversation_id.removeprefix("acme/"))]
 
 
 def test_signal_answered_200_is_in_the_log_with_its_turns_conversation(gateway: Running) -> None:
@@ -100,88 +105,89 @@ def test_same_idempotency_key_records_nothing_new(gateway: Running) -> None:
     ],
 )
 def test_what_was_said_can_be_taken_back_and_said_again(
-    gateway: Running, kind: SignalKind, said: dict[str, Any], taken_back: dict[str, Any]
+    shared: Running, kind: SignalKind, said: dict[str, Any], taken_back: dict[str, Any]
 ) -> None:
     """What the log then holds says nothing, and another word after it counts again."""
-    fields: dict[str, Any] = {"response_id": reply(gateway), "kind": kind}
+    fields: dict[str, Any] = {"response_id": reply(shared), "kind": kind}
     if kind is SignalKind.COMPARISON:
-        fields["other_response_id"] = reply(gateway)
+        fields["other_response_id"] = reply(shared)
     standing = []
     for word in (said, taken_back, said):
-        assert feedback(gateway, **fields, **word).status_code == 200
-        standing.append(len(fold(map(signal_event, gateway.signals())).signals))
+        assert feedback(shared, **fields, **word).status_code == 200
+        standing.append(len(fold(map(signal_event, signals_on(shared, fields["response_id"]))).signals))
     assert standing == [1, 0, 1]
-    assert len(gateway.signals()) == 3
+    assert len(signals_on(shared, fields["response_id"])) == 3
 
 
-def test_a_rating_by_dimensions_is_worth_their_mean(gateway: Running) -> None:
+def test_a_rating_by_dimensions_is_worth_their_mean(shared: Running) -> None:
     """And by a value of its own where it has one: that is what labels are made of."""
-    fields = {"response_id": reply(gateway), "kind": "rating", "dimensions": {"helpful": 0.5, "honest": 1}}
-    assert feedback(gateway, **fields).status_code == 200
-    assert feedback(gateway, **fields, value=0.25).status_code == 200
-    assert [s.value for s in gateway.signals()] == [0.75, 0.25]
-    assert [s.dimensions for s in gateway.signals()] == [{"helpful": 0.5, "honest": 1.0}] * 2
+    fields = {"response_id": reply(shared), "kind": "rating", "dimensions": {"helpful": 0.5, "honest": 1}}
+    assert feedback(shared, **fields).status_code == 200
+    assert feedback(shared, **fields, value=0.25).status_code == 200
+    found = signals_on(shared, fields["response_id"])
+    assert [s.value for s in found] == [0.75, 0.25]
+    assert [s.dimensions for s in found] == [{"helpful": 0.5, "honest": 1.0}] * 2
     assert Dimensions.__struct_fields__ == DIMENSIONS
 
 
-def test_feedback_on_a_conversation_is_kept_under_its_name(gateway: Running) -> None:
+def test_feedback_on_a_conversation_is_kept_under_its_name(shared: Running) -> None:
     """Whoever began it is taken to say so: that stays the same, whoever goes on with it."""
-    ask = {"metadata": {"conversation_id": "support-7"}}
-    reply(gateway, user="ann", **ask)
-    reply(gateway, user="bob", **ask)
-    response = feedback(gateway, conversation_id="support-7", kind="outcome", value=1)
-    (signal,) = gateway.signals()
+    ask = {"metadata": {"conversation_id": "support-1"}}
+    reply(shared, user="ann", **ask)
+    reply(shared, user="bob", **ask)
+    response = feedback(shared, conversation_id="support-1", kind="outcome", value=1)
+    (signal,) = signals_on(shared, "support-1")
     assert response.json() == {
         "signal_id": signal.signal_id,
-        "conversation_id": "support-7",
+        "conversation_id": "support-1",
         "kind": "outcome",
     }
-    assert (signal.conversation_id, signal.response_id) == ("acme/support-7", "")
+    assert (signal.conversation_id, signal.response_id) == ("acme/support-1", "")
     assert signal.user == pseudonym(SECRET, "acme", "ann")
 
 
-def test_a_conversation_is_known_by_the_name_that_its_replies_carried(gateway: Running) -> None:
+def test_a_conversation_is_known_by_the_name_that_its_replies_carried(shared: Running) -> None:
     """Clients that name no conversation find it in `ratchet.conversation_id`."""
-    asked = gateway.ask(user="ann").json()["ratchet"]
+    asked = shared.ask("And my invoice?", user="ann").json()["ratchet"]
     said = {"conversation_id": asked["conversation_id"], "kind": "thumb", "value": 1}
-    assert feedback(gateway, **said).status_code == 200
-    assert gateway.signals()[0].conversation_id == gateway.turn().conversation_id
+    assert feedback(shared, **said).status_code == 200
+    assert [s.kind for s in signals_on(shared, asked["conversation_id"])] == [SignalKind.THUMB]
 
 
-def test_foreign_and_missing_conversations_are_answered_alike(gateway: Running) -> None:
+def test_foreign_and_missing_conversations_are_answered_alike(shared: Running) -> None:
     """A name is its owner's own: the same one of another owner is another conversation."""
-    reply(gateway, metadata={"conversation_id": "support-7"})
-    theirs = other_key(gateway)
+    reply(shared, metadata={"conversation_id": "support-2"})
+    theirs = other_key(shared)
     said = {"kind": "thumb", "value": 1}
-    foreign = feedback(gateway, key=theirs, conversation_id="support-7", **said)
-    missing = feedback(gateway, key=theirs, conversation_id="support-8", **said)
-    through = feedback(gateway, key=theirs, conversation_id="../acme/support-7", **said)
+    foreign = feedback(shared, key=theirs, conversation_id="support-2", **said)
+    missing = feedback(shared, key=theirs, conversation_id="support-none", **said)
+    through = feedback(shared, key=theirs, conversation_id="../acme/support-2", **said)
     assert foreign.status_code == 404
     assert foreign.json()["error"]["code"] == "conversation_not_found"
     assert foreign.content == missing.content == through.content
-    assert gateway.signals() == []
+    assert signals_on(shared, "support-2") == []
 
 
-def test_a_conversation_that_strangers_may_share_takes_no_feedback(gateway: Running) -> None:
+def test_a_conversation_that_strangers_may_share_takes_no_feedback(shared: Running) -> None:
     """Known by its first message alone, it may be anybody's: whose reply would the thumb be about?"""
-    shared_by_all = gateway.ask().json()["ratchet"]["conversation_id"]
-    response = feedback(gateway, conversation_id=shared_by_all, kind="thumb", value=0)
+    anybodys = shared.ask("Whose is this?").json()["ratchet"]["conversation_id"]
+    response = feedback(shared, conversation_id=anybodys, kind="thumb", value=0)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "shared_conversation")
-    assert gateway.signals() == []
+    assert signals_on(shared, anybodys) == []
 
 
-def test_one_idempotency_key_serves_a_reply_and_its_conversation(gateway: Running) -> None:
+def test_one_idempotency_key_serves_a_reply_and_its_conversation(shared: Running) -> None:
     """A key is unique within what it is about, as it is within its owner."""
-    response_id = reply(gateway, metadata={"conversation_id": "support-7"})
+    response_id = reply(shared, metadata={"conversation_id": "support-3"})
     said = {"kind": "thumb", "value": 1, "idempotency_key": "k"}
-    for about in ({"response_id": response_id}, {"conversation_id": "support-7"}) * 2:
-        assert feedback(gateway, **about, **said).status_code == 200
-    assert [s.response_id for s in gateway.signals()] == [response_id, ""]
+    for about in ({"response_id": response_id}, {"conversation_id": "support-3"}) * 2:
+        assert feedback(shared, **about, **said).status_code == 200
+    assert [s.response_id for s in signals_on(shared, "support-3")] == [response_id, ""]
 
 
-def test_response_ids_cannot_be_guessed(gateway: Running) -> None:
+def test_response_ids_cannot_be_guessed(shared: Running) -> None:
     """128 bits, each of which falls both ways: an id is what entitles a client's user to speak of a reply."""
-    ids = [reply(gateway) for _ in range(40)]
+    ids = [reply(shared) for _ in range(40)]
     drawn = [int(re.fullmatch(r"chatcmpl-([0-9a-f]{32})", i)[1], 16) for i in ids]
     ever, always = reduce(or_, drawn), reduce(and_, drawn)  # by chance: 256 / 2^40
     assert (ever, always) == (2**128 - 1, 0)
@@ -210,53 +216,55 @@ def batch(gateway: Running, *items: Any, key: str = "") -> list[dict[str, Any]]:
     return results
 
 
-def test_every_item_of_a_batch_is_answered_on_its_own(gateway: Running) -> None:
+def test_every_item_of_a_batch_is_answered_on_its_own(shared: Running) -> None:
     """One mistake in a day's feedback must not cost the day."""
-    response_id = reply(gateway)
+    response_id = reply(shared)
     said = {"response_id": response_id, "kind": "thumb"}
-    found = batch(gateway, {**said, "value": 1}, {**said, "value": 2}, 7, {**said, "kind": "copy"})
+    found = batch(shared, {**said, "value": 1}, {**said, "value": 2}, 7, {**said, "kind": "copy"})
     assert [set(r) - {"index"} for r in found] == [{"accepted"}, {"error"}, {"error"}, {"accepted"}]
     assert found[0]["accepted"] == {
-        "signal_id": gateway.signals()[0].signal_id,
+        "signal_id": signals_on(shared, response_id)[0].signal_id,
         "response_id": response_id,
         "kind": "thumb",
     }
-    single = feedback(gateway, **said, value=2)
+    single = feedback(shared, **said, value=2)
     assert found[1]["error"] == single.json()["error"]
-    assert [s.kind for s in gateway.signals()] == [SignalKind.THUMB, SignalKind.COPY]
+    assert [s.kind for s in signals_on(shared, response_id)] == [SignalKind.THUMB, SignalKind.COPY]
 
 
-def test_a_batch_reaches_nobody_elses_replies(gateway: Running) -> None:
-    said = {"response_id": reply(gateway), "kind": "thumb", "value": 1}
+def test_a_batch_reaches_nobody_elses_replies(shared: Running) -> None:
+    said = {"response_id": reply(shared), "kind": "thumb", "value": 1}
     label = {**said, "kind": "label"}
-    codes = [r["error"]["code"] for r in batch(gateway, said, label, key=other_key(gateway))]
+    codes = [r["error"]["code"] for r in batch(shared, said, label, key=other_key(shared))]
     assert codes == ["reply_not_found", "insufficient_role"]
-    assert gateway.signals() == []
+    assert signals_on(shared, said["response_id"]) == []
 
 
-def test_the_last_word_of_a_batch_is_the_last(gateway: Running) -> None:
-    """They arrive at once, and count in the order in which they stand: ids are random, so order by id is not."""
-    said = {"response_id": reply(gateway), "kind": "thumb"}
+def test_the_last_word_of_a_batch_is_the_last(shared: Running) -> None:
+    """They arrive at once and count in the order in which they stand."""
+    said = {"response_id": reply(shared), "kind": "thumb"}
     values = [0, 1, None, 1, 0, None, 0, 1, 1, 0, 1, None]
-    batch(gateway, *({**said, "value": value} for value in values))
-    assert fold(map(signal_event, gateway.signals())).signals == ()
-    assert [s.value for s in sorted(gateway.signals(), key=lambda s: s.received_at)] == values
+    batch(shared, *({**said, "value": value} for value in values))
+    assert fold(map(signal_event, signals_on(shared, said["response_id"]))).signals == ()
+    assert [
+        s.value for s in sorted(signals_on(shared, said["response_id"]), key=lambda s: s.received_at)
+    ] == values
 
 
-def test_a_batch_may_be_sent_again(gateway: Running) -> None:
+def test_a_batch_may_be_sent_again(shared: Running) -> None:
     """With idempotency keys, also within one batch, and first come is first served."""
-    said = {"response_id": reply(gateway), "kind": "thumb"}
+    said = {"response_id": reply(shared), "kind": "thumb"}
     items = [
         {**said, "value": 1, "idempotency_key": "a"},
         {**said, "value": 0, "idempotency_key": "a"},
         {**said, "value": 0, "idempotency_key": "b"},
         {**said, "value": 0, "idempotency_key": "b"},
     ]
-    first, again = batch(gateway, *items), batch(gateway, *items)
+    first, again = batch(shared, *items), batch(shared, *items)
     assert first == again
     assert [r.get("error", {}).get("code") for r in first] == [None, "idempotency_conflict", None, None]
     assert first[2]["accepted"] == first[3]["accepted"]
-    assert sorted((s.value or 0.0) for s in gateway.signals()) == [0.0, 1.0]
+    assert sorted((s.value or 0.0) for s in signals_on(shared, said["response_id"])) == [0.0, 1.0]
 
 
 def test_a_batch_without_a_log_says_so_of_each_item(gateway: Running) -> None:
