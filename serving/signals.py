@@ -84,16 +84,16 @@ class Signals:
         Each counts as said a microsecond after the one before it, so that the last word is the last.
         """
         signals = [
-            await _caught(self._signal(said, principal, now + timedelta(microseconds=n)))
+            said
+            if isinstance(said, ServingError)
+            else await _caught(self._signal(said, principal, now + timedelta(microseconds=n)))
             for n, said in enumerate(given)
         ]
-        return await asyncio.gather(*(_caught(self._record(signal)) for signal in signals))
+        return await asyncio.gather(
+            *(_caught(self._record(said, signal)) for said, signal in zip(given, signals, strict=True))
+        )
 
-    async def _signal(
-        self, said: Feedback | ServingError, principal: Principal, now: datetime
-    ) -> SignalReceived:
-        if isinstance(said, ServingError):
-            raise said
+    async def _signal(self, said: Feedback, principal: Principal, now: datetime) -> SignalReceived:
         if said.kind is SignalKind.LABEL and principal.role < Role.OPERATOR:
             raise Forbidden("labels need a key with the role operator")
         turn = await self._target(said, principal)
@@ -153,19 +153,24 @@ class Signals:
             return pseudonym(self._secret, principal.owner, feedback.user)
         return pseudonym(self._secret, principal.owner) if feedback.kind is SignalKind.LABEL else turn.user
 
-    async def _record(self, signal: SignalReceived | ServingError) -> Accepted:
-        """The log keeps the first signal of an id: what it kept tells retries from conflicts."""
+    async def _record(self, said: Feedback | ServingError, signal: SignalReceived | ServingError) -> Accepted:
+        if isinstance(said, ServingError):
+            raise said
         if isinstance(signal, ServingError):
             raise signal
         await self._recorder.signal(signal)
+        if said.idempotency_key is None or await self._is_new(signal):
+            SIGNALS.labels(signal.kind.value).inc()
+        return _accepted(signal)
+
+    async def _is_new(self, signal: SignalReceived) -> bool:
+        """The log keeps the first signal of an id. Raises: Conflict when that said something else."""
         kept = await self._recorder.find(Topic.SIGNALS, f"signal-{signal.signal_id}")
         if kept is None or not isinstance(kept.data, SignalReceived):
             raise NotRecorded("the event log does not show what it took; try again later")
         if msgspec.structs.replace(kept.data, received_at=signal.received_at) != signal:
             raise Conflict("idempotency_key: used before for other feedback", param="idempotency_key")
-        if kept.data.received_at == signal.received_at:
-            SIGNALS.labels(signal.kind.value).inc()
-        return _accepted(signal)
+        return kept.data.received_at == signal.received_at
 
 
 def results(answers: Sequence[Accepted | ServingError]) -> Results:
