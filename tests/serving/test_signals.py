@@ -2,6 +2,7 @@
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import reduce
@@ -265,6 +266,16 @@ def test_a_batch_may_be_sent_again(shared: Running) -> None:
     assert [r.get("error", {}).get("code") for r in first] == [None, "idempotency_conflict", None, None]
     assert first[2]["accepted"] == first[3]["accepted"]
     assert sorted((s.value or 0.0) for s in signals_on(shared, said["response_id"])) == [0.0, 1.0]
+
+
+def test_of_requests_that_race_for_one_key_one_wins(shared: Running) -> None:
+    """Two that both looked before either wrote would both be answered 200, and one of them be lost."""
+    said = {"response_id": reply(shared), "kind": "rating", "idempotency_key": "k"}
+    with ThreadPoolExecutor(8) as browsers:
+        answers = list(browsers.map(lambda n: feedback(shared, **said, value=n / 8), range(8)))
+    (won,) = [n for n, answer in enumerate(answers) if answer.status_code == 200]
+    assert [a.status_code for a in answers].count(409) == 7
+    assert [s.value for s in signals_on(shared, said["response_id"])] == [won / 8]
 
 
 def test_a_batch_without_a_log_says_so_of_each_item(gateway: Running) -> None:
