@@ -25,7 +25,9 @@ MAX_REPLIES_PER_SIDE = 32
 _SUBSTANTIVE_WORDS = 2
 """A first message with fewer content words is a greeting: it does not name what the conversation is about."""
 
-_EVALUATIVE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT})
+_EVALUATIVE = frozenset(
+    {SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT, SignalKind.OUTCOME}
+)
 _POSITIVE_DEEDS = frozenset({SignalKind.CONTINUATION, SignalKind.COPY, SignalKind.THANKS})
 _NEGATIVE_DEEDS = frozenset(
     {SignalKind.REGENERATION, SignalKind.EDIT, SignalKind.CORRECTION, SignalKind.REPHRASE}

@@ -26,13 +26,14 @@ from feedback import accuracy, database, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
-from feedback.events import Message, SignalKind
+from feedback.events import DIMENSIONS, Message, SignalKind
 from feedback.pairs import contrast, split_of
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raise it whenever a column comes (`_SINCE`); snapshots of earlier versions are still read."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STRINGS = pa.list_(pa.string())
@@ -70,6 +71,7 @@ _SCHEMAS = {
             "kind": pa.string(),
             "inferred": pa.bool_(),
             "reason": pa.string(),
+            "dimensions": pa.struct([(name, pa.float64()) for name in DIMENSIONS]),
             "prompt_digest": pa.string(),
             "response_id": pa.string(),
             "adapter": pa.string(),
@@ -96,6 +98,8 @@ _SCHEMAS = {
     ),
 }
 TABLES = tuple(_SCHEMAS)
+_SINCE = {("grades", "dimensions"): 2}
+"""The schema version that a column came with; those not named here were always there."""
 _IDS = {
     "pairs": "pair_id",
     "grades": "grade_id",
@@ -203,7 +207,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
     rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
         raise SnapshotError(f"nothing to learn from yet: no grade, pair or demonstration; offsets {offsets}")
-    digest = hash_of(rows)
+    digest = hash_of(rows, SCHEMA_VERSION)
     manifest = Manifest(
         name=f"snapshot-{digest[:12]}",
         hash=digest,
@@ -302,9 +306,9 @@ def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:
     return fsum([*(g.weight for g in grades), *(p.weight for p in pairs)])
 
 
-def hash_of(rows: Mapping[str, list[Row]]) -> str:
+def hash_of(rows: Mapping[str, list[Row]], schema_version: int) -> str:
     """SHA-256 over schema version and canonical rows of every table, in order of id; 64 hex digits."""
-    digest = sha256(f"ratchet snapshot {SCHEMA_VERSION}\n".encode())
+    digest = sha256(f"ratchet snapshot {schema_version}\n".encode())
     for table in TABLES:
         digest.update(f"{table} {len(rows[table])}\n".encode())
         for row in rows[table]:
@@ -313,13 +317,14 @@ def hash_of(rows: Mapping[str, list[Row]]) -> str:
 
 
 def load(path: Path) -> Snapshot:
-    """The snapshot in the folder `path`, checked against its manifest.
+    """The snapshot in the folder `path`, checked against its manifest. Columns it is too old for are empty.
 
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
     """
     manifest = read_manifest(path)
-    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
-    if (found := hash_of(rows)) != manifest.hash:
+    schema_version = manifest.schema_version
+    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
+    if (found := hash_of(rows, schema_version)) != manifest.hash:
         raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
     return Snapshot(
         path=path,
@@ -341,9 +346,9 @@ def read_manifest(path: Path) -> Manifest:
         raise SnapshotError(f"{path} is no snapshot: {file.name}: {e.strerror}") from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise SnapshotError(f"{file} is no manifest: {e}") from e
-    if manifest.schema_version != SCHEMA_VERSION:
+    if not 1 <= manifest.schema_version <= SCHEMA_VERSION:
         raise SnapshotError(
-            f"{file}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}"
+            f"{file}: schema version {manifest.schema_version}, this release reads 1 to {SCHEMA_VERSION}"
         )
     return manifest
 
@@ -451,8 +456,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(file: Path, table: str) -> list[Row]:
-    schema = _SCHEMAS[table]
+def _schema(table: str, version: int) -> pa.Schema:
+    return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
+
+
+def _read(file: Path, table: str, schema_version: int) -> list[Row]:
+    schema = _schema(table, schema_version)
     try:
         found = pq.read_table(file)
     except FileNotFoundError as e:
@@ -551,6 +560,7 @@ def _grade_row(grade: Grade, split: Split) -> Row:
         "kind": grade.kind.value,
         "inferred": grade.inferred,
         "reason": grade.reason,
+        "dimensions": {name: grade.dimensions.get(name) for name in DIMENSIONS},
         "prompt_digest": grade.prompt_digest,
         "response_id": grade.response_id,
         "adapter": grade.adapter,
@@ -574,6 +584,7 @@ def _grade(row: Row) -> Grade:
         p=row["p"],
         weight=row["weight"],
         reason=row["reason"],
+        dimensions={name: said for name, said in row.get("dimensions", {}).items() if said is not None},
         event_ids=tuple(row["event_ids"]),
         at=row["at"],
     )

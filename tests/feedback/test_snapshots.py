@@ -329,8 +329,31 @@ def test_a_folder_without_manifest_is_no_snapshot(tmp_path):
 def test_a_manifest_of_another_schema_is_refused(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1"):
+    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1 to 2"):
         snapshots.load(copied)
+
+
+def test_a_snapshot_of_an_earlier_schema_is_still_read():
+    """What an adapter learned from must stay readable. Written by the last release with schema 1."""
+    snapshot = snapshots.load(Path(__file__).parent / "recorded" / "snapshot-schema-1")
+    assert (snapshot.manifest.schema_version, snapshot.manifest.name) == (1, "snapshot-348b53c1cf2d")
+    assert sorted(g.kind for g in snapshot.grades) == ["rating", "thumb", "thumb"]
+    assert [g.dimensions for g in snapshot.grades] == [{}, {}, {}]
+
+
+def test_the_dimensions_of_a_rating_survive_parquet(tmp_path):
+    """A struct with a field for each, null where nothing was said: `datasets` reads it as it is."""
+    asked = turn("r1", "What is a warranty?", "A promise of the maker.")
+    told_apart = signal(asked, SignalKind.RATING, value=0.625, dimensions={"helpful": 0.25, "honest": 1.0})
+    manifest = built(tmp_path, [asked, told_apart, thumb(asked, True)])
+    folder = tmp_path / "snapshots" / manifest.name
+    written = {r["kind"]: r["dimensions"] for r in pq.read_table(folder / "grades.parquet").to_pylist()}
+    assert written == {
+        "rating": {"helpful": 0.25, "honest": 1.0, "harmless": None},
+        "thumb": {"helpful": None, "honest": None, "harmless": None},
+    }
+    read = {g.kind: g.dimensions for g in snapshots.load(folder).grades}
+    assert read == {SignalKind.RATING: {"helpful": 0.25, "honest": 1.0}, SignalKind.THUMB: {}}
 
 
 def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
