@@ -13,7 +13,7 @@ _, SCHEMAS = msgspec.json.schema_components(
     (signals.Feedback, signals.Accepted, ErrorBody), ref_template=_TEMPLATE
 )
 SCHEMAS["SignalKind"]["enum"] = [
-    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in signals.READ_FROM_TRAFFIC
+    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in signals.NOT_FROM_CLIENTS
 ]
 
 

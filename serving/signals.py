@@ -18,8 +18,11 @@ from serving.recording import Recorder
 
 SIGNALS = Counter("ratchet_serving_signals_total", "Signals accepted, by kind", ["kind"])
 
-READ_FROM_TRAFFIC = frozenset({SignalKind.BRANCH})
-"""Only histories show these: a client that says so tells nothing that could be counted."""
+NOT_FROM_CLIENTS = {
+    SignalKind.BRANCH: "a branch is read from the history alone",
+    SignalKind.JUDGEMENT: "a judgement is a machine's, made by `ratchet learn judge`",
+}
+"""Kinds that no client may send, and why."""
 MAX_REASONS = 16
 MAX_REASON_CHARS = 200
 
@@ -100,10 +103,8 @@ def parse(body: bytes, max_text_chars: int) -> Feedback:
 
 def _check(feedback: Feedback, max_text_chars: int) -> None:
     value, kind = feedback.value, feedback.kind
-    if kind in READ_FROM_TRAFFIC:
-        raise BadRequest(
-            f"kind: a {kind} is read from the history alone", param="kind", code="unsupported_value"
-        )
+    if kind in NOT_FROM_CLIENTS:
+        raise BadRequest(f"kind: {NOT_FROM_CLIENTS[kind]}", param="kind", code="unsupported_value")
     if kind is SignalKind.THUMB and value not in (0.0, 1.0, None):
         raise BadRequest("value: a thumb is 1 (up), 0 (down) or null (taken back)", param="value")
     if value is not None and not 0.0 <= value <= 1.0:
