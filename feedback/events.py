@@ -135,7 +135,8 @@ class SignalReceived(
     dimensions: dict[str, float] = {}
     """judgement: by principle, the probability that `response_id` is the better one, mean of both orders."""
     position_gaps: dict[str, float] = {}
-    """judgement: by principle, that probability with `response_id` shown first less with it shown second."""
+    """judgement: by principle and `overall`, that probability with `response_id` shown first, less with it
+    shown second."""
     received_at: datetime
 
 
