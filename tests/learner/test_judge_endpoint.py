@@ -1,5 +1,7 @@
 """The judge's endpoint over HTTP: what is asked of it, and what each of its failures becomes."""
 
+import threading
+
 import pytest
 from prometheus_client import REGISTRY
 
@@ -98,9 +100,7 @@ def test_a_judge_that_is_not_there_is_named(free_port):
 
 
 def test_a_silent_judge_is_given_up():
-    from threading import Event
-
-    released = Event()
+    released = threading.Event()
 
     def says(_) -> Answer:
         released.wait(5.0)
