@@ -4,7 +4,7 @@ Ids follow from judge, constitution and replies alone: a run that was cut short 
 what is judged once is never asked again.
 """
 
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import datetime
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
-from prometheus_client import Counter as Metric
+from prometheus_client import Counter
 
 from feedback import codec, database, store
 from feedback.conversations import Conversation, Turn, fold
@@ -30,10 +30,10 @@ from learner.constitution import OVERALL, Constitution, Principle
 from learner.errors import JudgeError, JudgeRefused
 from learner.judge import Answer, Ask, Limits
 
-UNUSABLE = Metric(
+UNUSABLE = Counter(
     "ratchet_learner_judge_unusable_answers_total", "Comparisons under a principle without a usable answer."
 )
-RECORDED = Metric("ratchet_learner_judge_judgements_total", "Judgements recorded, by outcome.", ["outcome"])
+RECORDED = Counter("ratchet_learner_judge_judgements_total", "Judgements recorded, by outcome.", ["outcome"])
 
 SOURCE = "ratchet/judge"
 PRINCIPAL = "ratchet"
@@ -93,13 +93,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(
     judging: Judging, ask: Ask, state: sa.Engine, log: EventLog, clock: Callable[[], datetime]
-) -> Counter[Outcome]:
+) -> Tally[Outcome]:
     """Judge what the limits allow; a judgement is durable before it is counted.
 
     Raises: JudgeError, and whatever was judged, also meanwhile, is kept; StateUnavailable; LogError.
     """
     cases = choose(judging, state, log)
-    done: Counter[Outcome] = Counter()
+    done: Tally[Outcome] = Tally()
     failure: JudgeError | None = None
     with ThreadPoolExecutor(judging.config.max_concurrent, thread_name_prefix="judge") as pool:
         running = [pool.submit(decide, judging, ask, case) for case in cases]

@@ -70,6 +70,11 @@ class ScriptedJudge:
     url: str = ""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no news."""
+
+
 @contextmanager
 def judging_at(says: Says) -> Iterator[ScriptedJudge]:
     """A judge on a free port."""
@@ -91,7 +96,7 @@ def judging_at(says: Says) -> Iterator[ScriptedJudge]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
