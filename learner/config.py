@@ -111,8 +111,8 @@ class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Longest critique, and longest revision; a longer one is not used."""
     max_chars: int = 20_000
     """Characters of the conversation that the judge sees; what is older is left out."""
-    metrics_port: int = 9105
-    """Prometheus metrics while judging; 0: off."""
+    metrics_port: int = 0
+    """Prometheus metrics while it judges; 0: off."""
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):

@@ -63,6 +63,10 @@ class Answer(NamedTuple):
         return self.shown_first - self.shown_second
 
 
+PROTOCOL = 1
+"""Version of the questions below. Raise it when they change: a model asked otherwise is another judge."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens: int = 8
     revision_tokens: int = 512
@@ -94,10 +98,8 @@ _REVISE = """Principle: {name}. {question}
 
 {material}
 
-A critique of the reply: {critique}
-
-Write the reply anew, so that it still answers the user and no longer falls short. Change no more than that \
-takes, and make it no longer. Give only the new reply, without a word before or after it."""
+Write the reply anew, so that it answers the user and no longer falls short as the critique says. Change no \
+more than that takes, and be no longer than it needs. Give only the new reply, without a word around it."""
 
 _COMPARE = """Principle: {name}. {question}
 
@@ -155,13 +157,14 @@ def revise(
     None when the critique finds nothing, or when the revision is cut, empty or the same wording.
     Raises: JudgeError.
     """
-    system, material = _fenced(_EDITOR, prompt, (("REPLY", reply),), limits)
-    told = {"name": principle.name, "question": principle.question.strip(), "material": material}
-    critique = _spoken(ask(_chat(system, _CRITIQUE.format(**told)), max_tokens=limits.revision_tokens))
+    criticised = _question(_EDITOR, _CRITIQUE, principle, prompt, (("REPLY", reply),), limits)
+    critique = _spoken(ask(criticised, max_tokens=limits.revision_tokens))
     if not critique or _NO_CRITIQUE.fullmatch(critique):
         return None
-    asked = _chat(system, _REVISE.format(**told, critique=critique))
-    said = ask(asked, max_tokens=limits.revision_tokens)
+    parts = (("REPLY", reply), ("CRITIQUE", critique))
+    said = ask(
+        _question(_EDITOR, _REVISE, principle, prompt, parts, limits), max_tokens=limits.revision_tokens
+    )
     revision = _spoken(said)
     return revision if said.whole and revision and distance(reply, revision) >= MIN_EDIT_DISTANCE else None
 
@@ -214,27 +217,32 @@ def _spoken(said: Said) -> str:
 def _share_of_a(
     ask: Ask, principle: Principle, prompt: Sequence[Message], a: str, b: str, limits: Limits
 ) -> float | None:
-    system, material = _fenced(_SYSTEM, prompt, (("REPLY A", a), ("REPLY B", b)), limits)
-    question = _COMPARE.format(name=principle.name, question=principle.question.strip(), material=material)
-    return read(ask(_chat(system, question), max_tokens=limits.answer_tokens, logprobs=True))
+    parts = (("REPLY A", a), ("REPLY B", b))
+    question = _question(_SYSTEM, _COMPARE, principle, prompt, parts, limits)
+    return read(ask(question, max_tokens=limits.answer_tokens, logprobs=True))
 
 
-def _fenced(
-    instructions: str, prompt: Sequence[Message], replies: Sequence[tuple[str, str]], limits: Limits
-) -> tuple[str, str]:
-    """The system message, and the material between boundaries.
+def _question(
+    instructions: str,
+    form: str,
+    principle: Principle,
+    prompt: Sequence[Message],
+    written: Sequence[tuple[str, str]],
+    limits: Limits,
+) -> list[Message]:
+    """What is asked, with the conversation and what was `written` about it, by title, between boundaries.
 
     The boundary is a hash of the material: whoever writes a part of it cannot write the boundary into it.
     """
     conversation = "\n".join(f"{m.get('role')}: {content_text(m)}" for m in prompt)
     if len(conversation) > limits.max_chars:
         conversation = "[earlier text left out]\n" + conversation[-limits.max_chars :]
-    parts = (("CONVERSATION", conversation), *replies)
+    parts = (("CONVERSATION", conversation), *written)
     digest = blake2b(msgspec.json.encode(parts), digest_size=8, person=b"boundary").hexdigest()
     boundary = f"=== {digest}"
-    fenced = "\n".join(f"{boundary} {title}\n{text}" for title, text in parts)
-    return instructions.format(boundary=boundary), f"{fenced}\n{boundary} END"
-
-
-def _chat(system: str, question: str) -> list[Message]:
-    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    material = "".join(f"{boundary} {title}\n{text}\n" for title, text in parts) + f"{boundary} END"
+    question = form.format(name=principle.name, question=principle.question.strip(), material=material)
+    return [
+        {"role": "system", "content": instructions.format(boundary=boundary)},
+        {"role": "user", "content": question},
+    ]

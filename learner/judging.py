@@ -57,8 +57,8 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The judge's account: the same model under the same constitution is the same judge."""
-        key = canonical([self.config.model, self.constitution.name])
+        """The judge's account: the same model, asked the same under the same constitution, is one judge."""
+        key = canonical([self.config.model, self.constitution.name, judge.PROTOCOL])
         return f"judge-{blake2b(key, digest_size=8).hexdigest()}"
 
     @property

@@ -217,8 +217,8 @@ def test_a_long_conversation_loses_its_beginning():
 
 def editor(critique: str = "It is rude.", revision: str = GOOD, *, whole: bool = True):
     def says(request) -> Said:
-        if "A critique of the reply" in request.question:
-            assert critique in request.question and request.parts["REPLY"] == BAD
+        if "CRITIQUE" in request.parts:
+            assert (request.parts["CRITIQUE"], request.parts["REPLY"]) == (critique, BAD)
             return Said(text=revision, whole=whole)
         return Said(text=critique)
 

@@ -89,7 +89,7 @@ def principled(request: Seen) -> Answer:
     """Prefers GOOD, wherever it stands, by 0.9; criticises BAD and makes GOOD of it."""
     if request.compares:
         return letter(0.9 if request.parts["REPLY A"] == GOOD else 0.1)
-    if "A critique of the reply" in request.question:
+    if "CRITIQUE" in request.parts:
         return said_of(GOOD)
     return said_of("It names no step.")
 
