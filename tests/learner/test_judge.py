@@ -144,10 +144,10 @@ def test_a_letter_that_is_not_listed_is_as_likely_as_the_least_likely_one():
 
 
 def test_the_probability_is_taken_where_the_answer_stands():
-    """Not where the model thought aloud about A."""
+    """Not where the model thought aloud about the same letter."""
     said = Said(
-        text="<think>A?</think>B",
-        tokens=(token("A", A=0.9, B=0.1), token("</think>"), token("B", B=0.6, A=0.4)),
+        text="<think>B?</think>B",
+        tokens=(token("B", B=0.9, A=0.1), token("</think>"), token("B", B=0.6, A=0.4)),
     )
     assert judge.read(said) == pytest.approx(0.4)
 
