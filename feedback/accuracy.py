@@ -18,6 +18,7 @@ from feedback.grades import (
     COPY,
     CORRECTION,
     EDIT_P,
+    JUDGEMENT,
     OUTCOME,
     RATING,
     REGENERATION,
@@ -50,8 +51,9 @@ PRIORS = {
     SignalKind.THANKS: THANKS.p,
     SignalKind.REGENERATION: REGENERATION.p,
     SignalKind.EDIT: EDIT_P,
+    SignalKind.JUDGEMENT: JUDGEMENT.p,
 }
-"""Probability that the signal points the right way. Comparisons and labels are gold: they are not fitted."""
+"""Probability that the signal points the right way. People's comparisons and labels are gold, not fitted."""
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):

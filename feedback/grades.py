@@ -37,6 +37,8 @@ COMPARISON_WEIGHT = 1.0
 """A comparison's p is the stated strength of preference."""
 REGENERATION = Prior(0.75, 0.5)
 EDIT_P = 0.9
+JUDGEMENT = Prior(0.7, 0.3)
+"""How often a machine that is sure of itself is taken to be right, and its pair's weight."""
 CORRECTION = Prior(0.2, 0.5)
 REPHRASE = Prior(0.25, 0.3)
 COPY = Prior(0.65, 0.2)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import accuracy, database, store, trust
+from feedback import accuracy, database, judgements, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
@@ -131,12 +131,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     splits: dict[str, dict[str, int]]
     """Number of rows by table and split."""
     set_aside: int
-    """Rows left out: held-out users on training prompts."""
+    """Rows left out: held-out users on training prompts, judgements on held-out ones."""
     arrived_weight: float
-    """Weight of all grades and pairs in the state, before caps."""
+    """Weight of all grades and pairs in the state that come from people, before caps."""
     heldout_fraction: float
     account_cap: float
     subject_cap: float = 1.0
+    judgement_cap: float = 1.0
+    judgement_share: float = 0.0
+    """Share of the training pairs' and grades' weight that a machine's judgements have, after the cap."""
     fit: accuracy.Fit = ()
     """How often each kind of signal is right, by tier of user: what the rows' soft labels come from."""
     fit_hash: str = ""
@@ -167,6 +170,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: int
     fit: accuracy.Fit
     weight_kept: float
+    judgement_share: float
     quarantined: tuple[trust.Quarantined, ...]
 
 
@@ -224,6 +228,8 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         heldout_fraction=config.heldout_fraction,
         account_cap=config.account_cap,
         subject_cap=config.subject_cap,
+        judgement_cap=config.judgement_cap,
+        judgement_share=assembled.judgement_share,
         fit=assembled.fit,
         fit_hash=accuracy.hash_of(assembled.fit),
         weight_kept=assembled.weight_kept,
@@ -247,10 +253,12 @@ def assemble(
 
     Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
     users' rows on training prompts go, every account is capped within each split, and only then are graded
-    replies contrasted across users.
+    replies contrasted across users. A machine's judgements are no account's: they are measured by gold like
+    other signals, are never held out, and have at most `judgement_cap` of what is trained on.
     """
-    said, shown_pairs, shown = list(grades), list(pairs), list(demonstrations)
-    fit, tiers = accuracy.fit(said, shown_pairs), accuracy.tiers_of([*said, *shown_pairs])
+    said, everything, shown = list(grades), list(pairs), list(demonstrations)
+    fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
+    judged, shown_pairs = judgements.apart(everything)
     weighed = trust.weigh(
         accuracy.relabel_grades(said, fit, tiers),
         accuracy.relabel_pairs(shown_pairs, fit, tiers),
@@ -261,15 +269,18 @@ def assemble(
     rows, set_aside = _split_and_capped(
         centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
     )
+    instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
+    share, heldout = _add_judgements(rows, instructive, config)
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
     for table, column in _IDS.items():
         rows[table].sort(key=itemgetter(column))
     before, after = _weight(said, shown_pairs), _weight(weighed.grades, weighed.pairs)
     return Assembled(
         rows=rows,
-        set_aside=set_aside,
+        set_aside=set_aside + heldout,
         fit=fit,
         weight_kept=round(after / before, WEIGHT_DIGITS) if before else 1.0,
+        judgement_share=share,
         quarantined=tuple(weighed.quarantined),
     )
 
@@ -300,6 +311,21 @@ def _split_and_capped(
             _demonstration_row(d, name) for d in cap_accounts(shown, config.account_cap)
         ]
     return rows, len(grades) + len(pairs) + len(demonstrations) - placed
+
+
+def _add_judgements(rows: Rows, judged: Sequence[Pair], config: Pipeline) -> tuple[float, int]:
+    """Put judgements on training prompts among the pairs, capped.
+
+    Returns: their share of the weight, and how many were left out because their prompts are held out.
+    """
+    train = [p for p in judged if split_of(p.prompt, (), heldout_fraction=config.heldout_fraction) == "train"]
+    others = fsum(
+        row["weight"] for table in ("grades", "pairs") for row in rows[table] if row["split"] == "train"
+    )
+    capped = judgements.cap(train, others, config.judgement_cap)
+    rows["pairs"] += [_pair_row(p, "train") for p in capped]
+    weight = fsum(p.weight for p in capped)
+    return round(weight / (weight + others), WEIGHT_DIGITS) if weight else 0.0, len(judged) - len(train)
 
 
 def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:

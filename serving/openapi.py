@@ -11,7 +11,7 @@ from serving.errors import ErrorBody
 _TEMPLATE = "#/components/schemas/{name}"
 _, SCHEMAS = msgspec.json.schema_components((told.Batch, signals.Results, ErrorBody), ref_template=_TEMPLATE)
 SCHEMAS["SignalKind"]["enum"] = [
-    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in told.READ_FROM_TRAFFIC
+    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in told.NOT_FROM_CLIENTS
 ]
 
 

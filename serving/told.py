@@ -9,8 +9,11 @@ from feedback.events import OF_CONVERSATIONS, VALUED, SignalKind
 from serving.asked import decode_object, without_nulls
 from serving.errors import BadRequest
 
-READ_FROM_TRAFFIC = frozenset({SignalKind.BRANCH})
-"""Only histories show these: a client that says so tells nothing that could be counted."""
+NOT_FROM_CLIENTS = {
+    SignalKind.BRANCH: "a branch is read from the history alone",
+    SignalKind.JUDGEMENT: "a judgement is a machine's, made by `ratchet learn judge`",
+}
+"""Kinds that no client may send, and why."""
 WORDED = frozenset({SignalKind.COMMENT, SignalKind.EDIT})
 """Kinds that say something by their text; null takes the earlier one back."""
 MAX_REASONS = 16
@@ -182,10 +185,8 @@ def _check_target(feedback: Feedback) -> None:
 
 def _check_kind(feedback: Feedback) -> None:
     kind = feedback.kind
-    if kind in READ_FROM_TRAFFIC:
-        raise BadRequest(
-            f"kind: {_a(kind)} is read from the history alone", param="kind", code="unsupported_value"
-        )
+    if kind in NOT_FROM_CLIENTS:
+        raise BadRequest(f"kind: {NOT_FROM_CLIENTS[kind]}", param="kind", code="unsupported_value")
     if kind is SignalKind.COMPARISON and not feedback.other_response_id:
         raise BadRequest("other_response_id: a comparison needs the other reply", param="other_response_id")
     if kind is not SignalKind.RATING and feedback.dimensions is not None:

@@ -273,6 +273,82 @@ def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
     assert {g.p for g in found if g.kind is SignalKind.THUMB} == {0.5}
 
 
+# --- a machine's judgements
+
+
+def judged(n: int, *, at: float | None = None) -> Event:
+    """The judge on the two replies of `talk(n)`, in favour of the second; all within a second by default."""
+    first = talk(n)[0]
+    return signal(
+        first,
+        SignalKind.JUDGEMENT,
+        at=1000 + n / 20 if at is None else at,
+        who="judge-1",
+        value=0.0,
+        other_response_id=f"b{n}",
+    )
+
+
+JUDGED = [judged(n) for n in range(12)]
+"""Weight 0.3 each, 3.6 together."""
+
+
+def weights(snapshot: snapshots.Snapshot, *, judgements: bool) -> float:
+    rows = [r for r in (*snapshot.pairs, *snapshot.grades) if snapshot.split_of(r) == "train"]
+    return sum(r.weight for r in rows if (r.kind is SignalKind.JUDGEMENT) == judgements)
+
+
+@pytest.mark.parametrize("cap", [0.3, 0.05])
+def test_judgements_have_their_share_of_the_training_weight_and_the_manifest_says_so(tmp_path, capsys, cap):
+    config = Pipeline(heldout_fraction=0.0, judgement_cap=cap)
+    manifest = built(tmp_path, [*EVENTS, *JUDGED], config=config)
+    snapshot = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    machine, people = weights(snapshot, judgements=True), weights(snapshot, judgements=False)
+    uncapped = 3.6 / (3.6 + people)
+    assert 0.05 < uncapped < 0.3
+    assert machine / (machine + people) == pytest.approx(min(cap, uncapped), abs=1e-5)
+    assert (manifest.judgement_cap, manifest.kinds["pairs"]["judgement"]) == (cap, 12)
+    assert manifest.judgement_share == pytest.approx(min(cap, uncapped), abs=1e-5)
+    report.manifest(manifest, as_json=False)
+    assert f"{cap:.1%} of the training weight" in capsys.readouterr().out
+
+
+def test_a_judge_is_no_account(tmp_path):
+    """Its hundred answers a minute are no burst, its weight is nobody's share, its taste no vote: the rows
+    of people are what they are without it."""
+    config = Pipeline(heldout_fraction=0.0)
+    manifest = built(tmp_path, [*EVENTS, *JUDGED], config=config)
+    without = built(tmp_path / "without", EVENTS, config=config)
+    found = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    plain = snapshots.load(tmp_path / "without" / "snapshots" / without.name)
+    assert [p for p in found.pairs if p.kind is not SignalKind.JUDGEMENT] == plain.pairs
+    assert (found.grades, manifest.quarantined) == (plain.grades, without.quarantined)
+
+
+def test_judgements_are_never_held_out(tmp_path):
+    """Gates decide by held-out rows: those are people's."""
+    manifest = built(tmp_path, [*EVENTS, *JUDGED])
+    snapshot = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    judged_rows = [p for p in snapshot.pairs if p.kind is SignalKind.JUDGEMENT]
+    assert 0 < len(judged_rows) < 12
+    assert {snapshot.split_of(p) for p in judged_rows} == {"train"}
+    assert manifest.set_aside == built(tmp_path / "without", EVENTS).set_aside + 12 - len(judged_rows)
+
+
+def test_judgements_replay_to_the_same_snapshot(tmp_path):
+    config = Pipeline(heldout_fraction=0.0, judgement_cap=0.05)
+    forth = built(tmp_path / "forth", [*EVENTS, *JUDGED], config=config)
+    back = built(tmp_path / "back", [*JUDGED[::-1], *EVENTS[::-1], *JUDGED], together=3, config=config)
+    assert back.hash == forth.hash
+
+
+def test_a_judge_alone_starts_no_turn(tmp_path):
+    """The learner waits for people's weight."""
+    manifest = built(tmp_path, EVENTS)
+    fold(f"sqlite:///{tmp_path}/state.db", JUDGED)
+    assert snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", manifest.name) == 0.0
+
+
 # --- damaged snapshots
 
 

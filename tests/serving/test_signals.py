@@ -316,6 +316,7 @@ def test_labels_need_an_operator_who_may_label_anybodys_replies(gateway: Running
         ({"response_id": "r"}, "kind"),
         ({"response_id": "r", "kind": "applause"}, "kind"),
         ({"response_id": "r", "kind": "branch"}, "kind"),
+        ({"response_id": "r", "kind": "judgement", "value": 1, "other_response_id": "s"}, "kind"),
         ({"response_id": "r", "kind": "thumb"}, "value"),
         ({"response_id": "r", "kind": "label"}, "value"),
         ({"response_id": "r", "kind": "rating", "reasons": ["wrong"]}, "value"),
