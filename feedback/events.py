@@ -6,7 +6,7 @@ Times are aware UTC datetimes; durations are seconds; users are pseudonyms (`fee
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -66,6 +66,31 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     repetition_penalty: float = 1.0
 
 
+class Draw(StrEnum):
+    """Where one of two replies shown side by side came from."""
+
+    ASSIGNED = "assigned"
+    """The traffic split gave it: it would have been served alone."""
+    OTHER_ARM = "other_arm"
+    """From the other arm of the split, while there is a canary."""
+    RESAMPLED = "resampled"
+    """From the same adapter, with another seed."""
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gateway put a reply beside another one to the same request."""
+
+    partner: str
+    """Response id of the other reply."""
+    side: Literal["left", "right"]
+    """Drawn by the gateway, each side with probability 1/2."""
+    draw: Draw
+    propensity: float
+    """Probability with which the turn was drawn for a comparison."""
+    shown_at: datetime
+    """When both replies were there to be read."""
+
+
 class TurnRecorded(
     msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"
 ):
@@ -98,6 +123,8 @@ class TurnRecorded(
     duration_s: float = 0.0
     learn: bool = True
     """False when the client withheld consent (`store: false`): served, counted, never learned from."""
+    exposure: Exposure | None = None
+    """Set on both replies when the gateway offered two of them side by side."""
 
 
 class SignalReceived(
