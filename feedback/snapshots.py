@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from feedback import accuracy, database, store, trust
+from feedback.comparisons import Tally, tally
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
 from feedback.events import Message, SignalKind
 from feedback.pairs import contrast, split_of
+from feedback.propensity import reweigh
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
@@ -138,6 +140,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fit_hash: str = ""
     weight_kept: float = 1.0
     """Share of the grades' and pairs' weight that trust left, before caps per account and contrasts."""
+    propensity_clip: float = 1.0
+    """Largest factor by which rows of rare arms weigh more; 1: none do."""
+    comparisons: Tally = Tally()
+    """All answers about two replies side by side, and what else could have decided them."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
 
@@ -199,6 +205,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
             config=config,
         )
         offsets = {f"{topic}/{partition}": n for (topic, partition), n in store.load_offsets(tx).items()}
+        answered = tally(store.derived_rows(tx, "comparison"))
         parent, arrived = store.latest_snapshot(tx), store.arrived_weight(tx)
     rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
@@ -223,6 +230,8 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         fit=assembled.fit,
         fit_hash=accuracy.hash_of(assembled.fit),
         weight_kept=assembled.weight_kept,
+        propensity_clip=config.propensity_clip,
+        comparisons=answered,
         quarantined=assembled.quarantined,
     )
     manifest = _write_once(out_dir, manifest, rows)
@@ -241,9 +250,9 @@ def assemble(
 ) -> Assembled:
     """The rows of a snapshot. Does not depend on any order.
 
-    Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
-    users' rows on training prompts go, every account is capped within each split, and only then are graded
-    replies contrasted across users.
+    Soft labels follow the fitted accuracies, accounts are weighed by trust, rare arms weigh more, thumbs are
+    centred, held-out users' rows on training prompts go, every account is capped within each split, and only
+    then are graded replies contrasted across users.
     """
     said, shown_pairs, shown = list(grades), list(pairs), list(demonstrations)
     fit, tiers = accuracy.fit(said, shown_pairs), accuracy.tiers_of([*said, *shown_pairs])
@@ -255,7 +264,10 @@ def assemble(
         subject_cap=config.subject_cap,
     )
     rows, set_aside = _split_and_capped(
-        centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
+        centre_thumbs(reweigh(weighed.grades, config.propensity_clip)),
+        reweigh(weighed.pairs, config.propensity_clip),
+        weighed.demonstrations,
+        config,
     )
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
     for table, column in _IDS.items():
