@@ -9,7 +9,9 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from feedback.events import Draw, Sampling, TurnRecorded
+from feedback import accuracy
+from feedback.derivation import derive
+from feedback.events import Draw, Sampling, TurnRecorded, signal_event, turn_event
 from ops.traffic import Assignment, TrafficTable
 from serving import comparing
 from serving.asked import Asked, parse
@@ -207,6 +209,27 @@ def test_a_busy_gateway_serves_one_reply(start: Start) -> None:
     assert "alternative" not in gateway.ask(**OPTED_IN).json()["ratchet"]
     assert len(gateway.engine.requests) == 1
     assert counted(before) == {"busy": 1.0}
+
+
+def test_an_answer_through_the_api_is_gold(eager: Running) -> None:
+    """From the request to the pair: what the gateway records is what the pipeline asks for."""
+    eager.engine.other = seeded
+    told = eager.ask(user="eve", **OPTED_IN).json()["ratchet"]
+    answer = {
+        "response_id": told["alternative"]["response_id"],
+        "other_response_id": told["response_id"],
+        "kind": "comparison",
+        "value": 0.85,
+    }
+    time.sleep(0.31)  # three words at ten a second
+    assert eager.post("/v1/feedback", answer).status_code == 200
+    turns = turns_about(eager, told["response_id"])
+    events = [*map(turn_event, turns), *map(signal_event, eager.signals())]
+    made = derive(events, retry_window_s=2.0)
+    (gold,), (kept,) = made.pairs, made.comparisons
+    assert (gold.chosen, gold.by_design, gold.p) == ("Press the button.", True, 0.85)
+    assert kept.dropped == "" and 0.3 < kept.decided_s < 5.0
+    assert accuracy.gold(gold)
 
 
 @pytest.mark.parametrize(
