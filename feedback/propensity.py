@@ -27,7 +27,7 @@ def reweigh(rows: Iterable[Row], clip: float) -> list[Row]:
     normalisation).
     """
     kept = list(rows)
-    factors = [min(clip, 1.0 / row.propensity) for row in kept]
+    factors = [1.0 / max(row.propensity, 1.0 / clip) for row in kept]
     total = fsum(row.weight for row in kept)
     raised = fsum(row.weight * factor for row, factor in zip(kept, factors, strict=True))
     if not raised:

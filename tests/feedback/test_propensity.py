@@ -51,7 +51,7 @@ def test_rows_of_one_arm_keep_their_weights(p: float) -> None:
 
 def test_nothing_weighs_nothing() -> None:
     assert reweigh([], clip=10.0) == []
-    before = rows((0.0, 0.1), (0.0, 0.9))
+    before = rows((0.0, 0.1), (0.0, 0.0))
     assert reweigh(before, clip=10.0) == before
 
 

@@ -10,11 +10,14 @@ import pytest
 from prometheus_client import REGISTRY
 
 from feedback import accuracy
+from feedback.config import section
 from feedback.derivation import derive
+from feedback.errors import ConfigError
 from feedback.events import Draw, Sampling, TurnRecorded, signal_event, turn_event
 from ops.traffic import Assignment, TrafficTable
 from serving import comparing
 from serving.asked import Asked, parse
+from serving.config import Gateway
 from tests.serving.conftest import CANARY, STABLE, Running, Start, starting
 from tests.serving.scripted_engine import Script, ScriptedEngine
 
@@ -255,6 +258,13 @@ def test_the_share_drawn_is_the_rate_and_the_sides_are_even() -> None:
     assert 0.015 < len(found) / len(ids) < 0.025
     assert 0.482 < sum(comparing.side_of(i) == "left" for i in ids) / len(ids) < 0.518
     assert 0.38 < sum(comparing.side_of(i) == "left" for i in found) / len(found) < 0.62
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, 2])
+def test_a_rate_that_is_no_share_is_refused(rate: float) -> None:
+    """`2` for 2 % would compare every turn."""
+    with pytest.raises(ConfigError, match=r"\[gateway\] comparison_rate .* must be a share, 0 to 1"):
+        section({"gateway": {"comparison_rate": rate}}, "gateway", Gateway, {})
 
 
 def test_a_client_that_gave_a_seed_gets_another_one() -> None:
