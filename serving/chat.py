@@ -136,8 +136,8 @@ class Chat:
 
     async def _answer(self, turn: Turn, receive: Receive, outlet: Outlet) -> None:
         """Hand on the engine's reply, and record the turn however it ends once an engine was asked."""
-        departure = Departure(receive)
         second = self._comparisons.begin(turn, self._in_flight)
+        departure = Departure(receive)
         try:
             if turn.asked.stream:
                 await self._stream(turn, second, departure, outlet)
@@ -178,8 +178,7 @@ class Chat:
         ADDED_SECONDS.observe(turn.added_s())
 
     async def _complete(self, turn: Turn, second: Second | None, departure: Departure) -> dict[str, Any]:
-        """Make the turn durable, and the one beside it. Returns: what the client learns beyond OpenAI's
-        protocol."""
+        """Make the turn durable, and the one beside it. Returns: the extras for the client."""
         other = None if second is None else await second.in_time(self._config.comparison_wait_s)
         departure.disarm()
         served = [turn] if other is None else [turn, other]
