@@ -55,6 +55,8 @@ class IdentitySource(StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the reply was sampled, as the engine was told."""
+
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -85,6 +87,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     side: Literal["left", "right"]
     """Drawn by the gateway, each side with probability 1/2."""
     draw: Draw
+    """Where this reply came from: `assigned`, `other_arm` or `resampled`."""
     propensity: float
     """Probability with which the turn was drawn for a comparison."""
     shown_at: datetime
