@@ -181,9 +181,11 @@ class Chat:
         """Make the turn durable, and the one beside it. Returns: the extras for the client."""
         other = None if second is None else await second.in_time(self._config.comparison_wait_s)
         departure.disarm()
-        served = [turn] if other is None else [turn, other]
-        await asyncio.gather(*(self._recorder.turn(t.recorded(TurnStatus.COMPLETE)) for t in served))
-        return turn.extras if other is None else turn.extras | {"alternative": other.as_alternative()}
+        if other is None:
+            await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
+            return turn.extras
+        await asyncio.gather(*(self._recorder.turn(t.recorded(TurnStatus.COMPLETE)) for t in (turn, other)))
+        return turn.extras | {"alternative": other.as_alternative()}
 
     async def _record_end(self, turn: Turn, status: TurnStatus) -> None:
         """Record a turn that did not complete; its client is told something else already."""
