@@ -148,7 +148,7 @@ class SignalReceived(
     """comment: its text. edit: the reply as the user would have it."""
     reasons: tuple[str, ...] = ()
     other_response_id: str | None = None
-    """comparison and regeneration: the other reply."""
+    """comparison: the other reply. regeneration: the one that came instead of `response_id`'s."""
     dimensions: dict[str, float] = {}
     received_at: datetime
 

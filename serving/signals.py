@@ -38,7 +38,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reasons: list[str] = []
     """Short labels, such as `wrong` or `too long`."""
     other_response_id: str | None = None
-    """comparison and regeneration: the other reply."""
+    """comparison: the other reply. regeneration: the one that came instead of `response_id`'s."""
     idempotency_key: str | None = None
     """The same key again records nothing new."""
     user: str | None = None

@@ -210,7 +210,7 @@ async function reply(turn) {
     if (turn.offer && !$("question").value) turn.view.querySelector(".pair").focus();
     follow(false);
   }
-  if (earlier?.id && version.id) await signal(turn, "regeneration", { other_response_id: earlier.id });
+  if (earlier?.id && version.id) await signal(turn, "regeneration", { response_id: earlier.id, other_response_id: version.id });
 }
 
 function done(version, extras) {

@@ -88,7 +88,7 @@ def test_regenerating_keeps_the_earlier_reply_one_click_away(page: Page, gateway
     expect(page.locator(".reply")).to_have_text("Press the button.")
     (signal,) = signals(gateway, 1)
     first, second = gateway.turns()
-    assert (signal.response_id, signal.other_response_id) == (second.response_id, first.response_id)
+    assert (signal.response_id, signal.other_response_id) == (first.response_id, second.response_id)
     assert first.messages == second.messages and first.conversation_id == second.conversation_id
     page.get_by_role("button", name="Earlier reply").click()
     expect(page.locator(".reply")).to_have_text("Reset it in the settings.")
