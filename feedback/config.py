@@ -77,10 +77,16 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest share of a snapshot's weight on one subject, or twice its share of accounts if that is more."""
     judgement_cap: float = 0.3
     """Largest share of a snapshot's weight that a machine's judgements may have."""
+    propensity_clip: float = 10.0
+    """Feedback on an arm with share p of the traffic weighs min(this, 1/p) times as much; 1: all alike."""
     trusted: list[str] = msgspec.field(default_factory=list)
     """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
     metrics_port: int = 9101
     """Prometheus metrics of the pipeline; 0: off."""
+
+    def __post_init__(self) -> None:
+        if not self.propensity_clip >= 1.0:
+            raise ValueError(f"propensity_clip {self.propensity_clip} must be 1 or more")
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

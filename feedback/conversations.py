@@ -17,6 +17,7 @@ from feedback.events import (
     OF_CONVERSATIONS,
     VALUED,
     Event,
+    Exposure,
     IdentitySource,
     Message,
     SignalKind,
@@ -53,6 +54,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     identity: IdentitySource
     user: str
     adapter: str
+    propensity: float
+    """Probability with which the traffic split chose this adapter; 1 when the client named it."""
+    exposure: Exposure | None
     started_at: datetime
     ended_at: datetime
     complete: bool
@@ -137,6 +141,8 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
         identity=turn.identity,
         user=turn.user,
         adapter=turn.adapter,
+        propensity=turn.propensity,
+        exposure=turn.exposure,
         started_at=turn.started_at,
         ended_at=turn.started_at + timedelta(seconds=turn.duration_s),
         complete=turn.status is TurnStatus.COMPLETE,

@@ -6,7 +6,7 @@ Times are aware UTC datetimes; durations are seconds; users are pseudonyms (`fee
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,6 +72,8 @@ class IdentitySource(StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the reply was sampled, as the engine was told."""
+
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -81,6 +83,32 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+
+
+class Draw(StrEnum):
+    """Where one of two replies shown side by side came from."""
+
+    ASSIGNED = "assigned"
+    """The traffic split gave it: it would have been served alone."""
+    OTHER_ARM = "other_arm"
+    """From the other arm of the split, while there is a canary."""
+    RESAMPLED = "resampled"
+    """From the same adapter, with another seed."""
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gateway put a reply beside another one to the same request."""
+
+    partner: str
+    """Response id of the other reply."""
+    side: Literal["left", "right"]
+    """Drawn by the gateway, each side with probability 1/2."""
+    draw: Draw
+    """Where this reply came from: `assigned`, `other_arm` or `resampled`."""
+    propensity: float
+    """Probability with which the turn was drawn for a comparison."""
+    shown_at: datetime
+    """When both replies were there to be read."""
 
 
 class TurnRecorded(
@@ -115,6 +143,8 @@ class TurnRecorded(
     duration_s: float = 0.0
     learn: bool = True
     """False when the client withheld consent (`store: false`): served, counted, never learned from."""
+    exposure: Exposure | None = None
+    """Set on both replies when the gateway offered two of them side by side."""
 
 
 class SignalReceived(
@@ -139,7 +169,7 @@ class SignalReceived(
     reasons: tuple[str, ...] = ()
     """Short labels; of a judgement, the constitution and the judge's model."""
     other_response_id: str | None = None
-    """comparison, regeneration and judgement: the other reply."""
+    """comparison, judgement: the other reply. regeneration: the one that came instead of `response_id`'s."""
     dimensions: dict[str, float] = {}
     """rating: 0..1 by some or all of `helpful`, `honest`, `harmless`; `value` sums them up. judgement: by
     principle, the probability that `response_id` is the better one, mean of both orders."""

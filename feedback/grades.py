@@ -34,7 +34,10 @@ reply, and the earlier ones had their part in it."""
 LABEL_WEIGHT = 1.0
 """A human label's p is the label itself."""
 COMPARISON_WEIGHT = 1.0
-"""A comparison's p is the stated strength of preference."""
+"""A comparison by design: its p is the stated strength of preference."""
+VOLUNTEERED = Prior(0.9, 0.7)
+"""A comparison that nobody asked for, when stated surely: the rater chose what to compare, and knew which was
+which."""
 REGENERATION = Prior(0.75, 0.5)
 EDIT_P = 0.9
 JUDGEMENT = Prior(0.7, 0.3)
@@ -124,6 +127,7 @@ def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
         inferred=signal.inferred,
         p=prior.p,
         weight=prior.weight,
+        propensity=turn.propensity,
         reason=reason,
         dimensions=signal.dimensions,
         event_ids=tuple(sorted({turn.event_id, *signal.event_ids})),

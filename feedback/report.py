@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feedback import codec
+from feedback.comparisons import Tally
 from feedback.events import Event, SignalReceived, TurnRecorded
 from feedback.records import Pair
 from feedback.snapshots import TABLES, Lineage, Manifest
@@ -56,6 +57,7 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
             f"{m.judgement_cap:.1%} of the training weight; judgements have {m.judgement_share:.1%}",
         ),
         ("trusted weight", f"{m.weight_kept:.1%} of what grades and pairs weigh by their kind"),
+        ("rare arms", f"weigh at most {m.propensity_clip:g} times as much as they were served"),
         ("fit", m.fit_hash or "–"),
     ):
         facts.add_row(name, value)
@@ -69,6 +71,8 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
     console.print(rows)
     if m.fit:
         console.print(_fit(m))
+    if m.comparisons.counted or m.comparisons.dropped:
+        console.print(_comparisons(m.comparisons))
     if m.quarantined:
         console.print(_quarantine(m))
 
@@ -86,6 +90,16 @@ def _fit(m: Manifest) -> Table:
             f"{a.agreed:.1f}",
             f"{a.disagreed:.1f}",
         )
+    return table
+
+
+def _comparisons(t: Tally) -> Table:
+    left_out = "".join(f"; {n} {reason}, dropped" for reason, n in t.dropped.items())
+    table = Table("which", "preferred", "share", "95 % interval", title="Two replies side by side")
+    table.caption = f"{t.counted} counted, {t.ties} of them ties{left_out}"
+    for name, wins in t.wins.items():
+        low, high = wins.interval
+        table.add_row(name, f"{wins.won} of {wins.of}", f"{wins.share:.3f}", f"{low:.3f} to {high:.3f}")
     return table
 
 

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from feedback import accuracy, database, judgements, store, trust
+from feedback.comparisons import Tally, tally
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
 from feedback.events import DIMENSIONS, Message, SignalKind
 from feedback.pairs import contrast, split_of
+from feedback.propensity import reweigh
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
@@ -145,6 +147,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fit_hash: str = ""
     weight_kept: float = 1.0
     """Share of the grades' and pairs' weight that trust left, before caps per account and contrasts."""
+    propensity_clip: float = 1.0
+    """Largest factor by which rows of rare arms weigh more; 1: none do."""
+    comparisons: Tally = Tally()
+    """All answers about two replies side by side, and what else could have decided them."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
 
@@ -207,6 +213,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
             config=config,
         )
         offsets = {f"{topic}/{partition}": n for (topic, partition), n in store.load_offsets(tx).items()}
+        answered = tally(store.derived_rows(tx, "comparison"))
         parent, arrived = store.latest_snapshot(tx), store.arrived_weight(tx)
     rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
@@ -233,6 +240,8 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         fit=assembled.fit,
         fit_hash=accuracy.hash_of(assembled.fit),
         weight_kept=assembled.weight_kept,
+        propensity_clip=config.propensity_clip,
+        comparisons=answered,
         quarantined=assembled.quarantined,
     )
     manifest = _write_once(out_dir, manifest, rows)
@@ -251,10 +260,10 @@ def assemble(
 ) -> Assembled:
     """The rows of a snapshot. Does not depend on any order.
 
-    Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
-    users' rows on training prompts go, every account is capped within each split, and only then are graded
-    replies contrasted across users. A machine's judgements are no account's: they are measured by gold like
-    other signals, are never held out, and have at most `judgement_cap` of what is trained on.
+    Soft labels follow the fitted accuracies, accounts are weighed by trust, rare arms weigh more, thumbs are
+    centred, held-out users' rows on training prompts go, every account is capped within each split, and only
+    then are graded replies contrasted across users. A machine's judgements are no account's: gold measures
+    them like other signals, they are never held out, and have at most `judgement_cap` of the training weight.
     """
     said, everything, shown = list(grades), list(pairs), list(demonstrations)
     fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
@@ -267,7 +276,10 @@ def assemble(
         subject_cap=config.subject_cap,
     )
     rows, set_aside = _split_and_capped(
-        centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
+        centre_thumbs(reweigh(weighed.grades, config.propensity_clip)),
+        reweigh(weighed.pairs, config.propensity_clip),
+        weighed.demonstrations,
+        config,
     )
     instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
     share, heldout = _add_judgements(rows, instructive, config)

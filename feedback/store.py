@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback import database
+from feedback.comparisons import Comparison
 from feedback.derivation import Asked, Derived
 from feedback.events import Event, SignalKind
 from feedback.records import Demonstration, Grade, Pair
 
-What = Literal["grade", "pair", "demonstration", "asked"]
+What = Literal["grade", "pair", "demonstration", "asked", "comparison"]
 Offsets = dict[tuple[str, int], int]
 """Next offset to read, by topic and partition."""
 Kinds = Counter[tuple[str, str]]
@@ -82,6 +83,7 @@ _DECODERS: dict[str, Any] = {
     "pair": msgspec.json.Decoder(Pair),
     "demonstration": msgspec.json.Decoder(Demonstration),
     "asked": msgspec.json.Decoder(Asked),
+    "comparison": msgspec.json.Decoder(Comparison),
 }
 
 
@@ -217,7 +219,7 @@ def count_derived(tx: sa.Connection) -> Kinds:
 
 
 def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
-    """Every grade, pair, demonstration or asked prompt, in no particular order."""
+    """Every grade, pair, demonstration, asked prompt or comparison, in no particular order."""
     decode = _DECODERS[what].decode
     for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
         yield decode(payload)
@@ -290,6 +292,8 @@ def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any
         yield row("demonstration", shown.demonstration_id, "edit", shown.weight, shown)
     for asked in made.asked:
         yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
+    for compared in made.comparisons:
+        yield row("comparison", compared.comparison_id, "", 0.0, compared)
 
 
 def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:

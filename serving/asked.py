@@ -24,7 +24,7 @@ _PASSED = frozenset(
     "top_p".split()
 )
 _HANDLED = frozenset(
-    "logprobs messages metadata model n store stream stream_options top_logprobs user".split()
+    "logprobs messages metadata model n ratchet store stream stream_options top_logprobs user".split()
 )
 _IGNORED = frozenset(
     "modalities prediction prompt_cache_key prompt_cache_retention safety_identifier service_tier "
@@ -41,6 +41,12 @@ _RESPONSE_FORMATS = frozenset("text json_object json_schema".split())
 _CONVERSATION = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_USER_CHARS = 512
 _FIELD_AT = re.compile(r"`\$\.([a-z_]+)")
+
+
+class _Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`ratchet`: what no other server of this protocol knows."""
+
+    compare: bool = False
 
 
 class _Fields(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +73,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    ratchet: _Wishes = _Wishes()
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +84,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     wants_logprobs: bool
     learn: bool
+    compare: bool
+    """The client can show two replies side by side."""
     user: str
     """As the client names its end user; empty when it does not."""
     conversation: str
@@ -111,6 +120,7 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
         stream=fields.stream,
         wants_logprobs=fields.logprobs,
         learn=fields.store,
+        compare=fields.ratchet.compare,
         user=_user(fields, headers),
         conversation=_conversation(fields, headers),
         sampling=sampling,
@@ -139,6 +149,14 @@ def for_engine(asked: Asked, adapter: str, cache_salt: str) -> bytes:
     return _encoder.encode(
         {"model": adapter, "messages": asked.messages, "cache_salt": cache_salt, **asked.engine_fields}
     )
+
+
+def once_more(asked: Asked, seed: int | None) -> Asked:
+    """The same request, answered whole; with `seed` in the place of its own unless that is None."""
+    changed: dict[str, Any] = {"stream": False} if seed is None else {"stream": False, "seed": seed}
+    fields = {k: v for k, v in asked.engine_fields.items() if k != "stream_options"} | changed
+    sampling = asked.sampling if seed is None else msgspec.structs.replace(asked.sampling, seed=seed)
+    return msgspec.structs.replace(asked, stream=False, sampling=sampling, engine_fields=fields)
 
 
 def identify(asked: Asked, owner: str, secret: bytes) -> tuple[str, IdentitySource]:

@@ -116,6 +116,11 @@ CHAT: dict[str, Any] = {
                         "stream": {"type": "boolean", "default": False},
                         "user": {"type": "string"},
                         "store": {"type": "boolean", "default": True},
+                        "ratchet": {
+                            "type": "object",
+                            "properties": {"compare": {"type": "boolean", "default": False}},
+                            "description": "`compare`: two replies may come, to be shown side by side",
+                        },
                     },
                 },
                 example={

@@ -43,6 +43,7 @@ def preferred(
     p: float = 1.0,
     who: str = "judge",
     kind: SignalKind = SignalKind.COMPARISON,
+    by_design: bool = True,
 ) -> Pair:
     return Pair(
         pair_id=f"pair-{n}",
@@ -56,6 +57,7 @@ def preferred(
         kind=kind,
         p=p,
         weight=1.0,
+        by_design=by_design and kind is SignalKind.COMPARISON,
         reason="",
         event_ids=(f"g{n}",),
         at=NOON,
@@ -126,6 +128,25 @@ def test_gold_of_one_account_weighs_a_handful_of_answers():
     gold = [preferred(n, about=n, chosen="Bad.", rejected="Good.", who="rigger") for n in range(50)]
     thumbs = [grade(n, about=n, reply="Good.", up=True, who=f"u{n}") for n in range(50)]
     assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).disagreed == pytest.approx(5.0)
+
+
+def test_volunteered_comparisons_are_no_gold():
+    """Who chooses what to compare would choose what everybody else is measured by."""
+    volunteered = [preferred(n, about=n, chosen="Bad.", rejected="Good.", by_design=False) for n in range(9)]
+    thumbs = [grade(n, about=n, reply="Good.", up=True, who=f"u{n}") for n in range(9)]
+    assert of(accuracy.fit(thumbs, volunteered), SignalKind.THUMB).disagreed == 0.0
+
+
+def test_volunteered_comparisons_are_measured_and_those_by_design_are_not():
+    """The same answer, once asked for and once not: 20 * 0.9 / 21 = 0.857143 of the volunteered ones."""
+    asked_for = preferred(1, about=1)
+    volunteered = preferred(2, about=1, chosen="Bad.", rejected="Good.", p=0.9, who="ann", by_design=False)
+    rows = [asked_for, volunteered]
+    fit = accuracy.fit([], rows)
+    found = of(fit, SignalKind.COMPARISON)
+    assert (found.agreed, found.disagreed, found.mean) == (0.0, 1.0, 0.857143)
+    labelled = accuracy.relabel_pairs(rows, fit, accuracy.tiers_of(rows))
+    assert [p.p for p in labelled] == [1.0, 0.857143]
 
 
 def test_labels_are_gold_for_single_replies():

@@ -1,12 +1,13 @@
 """Derivation: what a conversation's events say together, whatever their order."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.derivation import derive
-from feedback.events import OF_CONVERSATIONS, Event, SignalKind
-from tests.feedback.builders import of_conversation, signal, thumb, turn
+from feedback.events import OF_CONVERSATIONS, Event, SignalKind, TurnRecorded
+from tests.feedback.builders import of_conversation, offered, signal, thumb, turn
 
 QUESTION = "How do I reset my password?"
 BAD = turn("r1", QUESTION, "Click around until something happens.")
@@ -25,6 +26,30 @@ TAKEN_BACK = [
         signal(BAD, kind, at=60, value=None, other_response_id=other),
     )
 ]
+
+
+SIDE_BY_SIDE = offered("s1", QUESTION, "Press reset in the settings.", "Ask an administrator to do it.")
+
+
+def test_a_second_reply_to_compare_is_no_second_asking() -> None:
+    """Prompts are sampled by how often people ask them."""
+    (asked,) = derive(SIDE_BY_SIDE, retry_window_s=2.0).asked
+    assert asked.response_ids == ("s1",)
+
+
+@pytest.mark.parametrize("again_at", [10.0, 60.0])
+def test_asking_again_after_two_replies_says_of_neither_that_it_was_bad(again_at: float) -> None:
+    """Nor is the second reply itself a regeneration of the first, however the window is set."""
+    again = turn("s2", QUESTION, "Open the settings, choose security and press reset.", at=again_at)
+    liked = thumb(again, True, at=again_at + 20)
+    assert derive([*SIDE_BY_SIDE, again, liked], retry_window_s=0.0).pairs == ()
+    alone = [msgspec.structs.replace(e, data=without_exposure(e)) for e in SIDE_BY_SIDE[:1]]
+    assert len(derive([*alone, again, liked], retry_window_s=0.0).pairs) == 1
+
+
+def without_exposure(event: Event) -> TurnRecorded:
+    assert isinstance(event.data, TurnRecorded)
+    return msgspec.structs.replace(event.data, exposure=None)
 
 
 @given(st.permutations(STANDS + TAKEN_BACK))

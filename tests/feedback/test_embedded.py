@@ -91,9 +91,8 @@ def test_appending_blocks_nobody_while_the_file_is_locked(log: EmbeddedLog, path
     """The gateway appends on its event loop."""
     log.append(Topic.TURNS, "k", "first", b"v").result(_WAIT_S)
     with locked(path):
-        started_s = time.monotonic()
         futures = [log.append(Topic.TURNS, "k", f"e{i}", b"v") for i in range(1000)]
-        assert time.monotonic() - started_s < 0.5
+        assert not any(future.done() for future in futures)
     futures[-1].result(_WAIT_S)
 
 

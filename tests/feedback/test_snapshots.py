@@ -5,6 +5,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,16 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedback import accuracy, codec, database, pipeline, report, snapshots, store
+from feedback.comparisons import TOO_FAST, Wins
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
 from feedback.eventlog import Position, Record, topic_of
 from feedback.events import Event, SignalKind
 from feedback.pairs import cluster_of
 from feedback.raters import raters_of
-from tests.feedback.builders import assistant, signal, thumb, turn, user
+from tests.feedback.builders import assistant, offered, preferred, signal, thumb, turn, user
 
 NOW = datetime(2026, 3, 3, 9, 0, tzinfo=UTC)
 CONFIG = Pipeline(heldout_fraction=0.3)
+QUESTION = "How do I reset my password?"
+GOOD = "Open the settings, choose security and press reset."
+BAD = "Click around until something happens."
 TOPICS = ("password", "invoice", "shipping", "refund", "warranty", "newsletter")
 
 
@@ -259,12 +264,10 @@ def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
         good = "Open settings" in asked.data.reply["content"]
         other = "Read the manual yourself." if good else "Open settings and press save."
         question = asked.data.messages[0]["content"]
-        shown = turn(f"{asked.data.response_id}b", question, other, at=1, conversation=asked.key, who="w")
-        value = 0.0 if good else 1.0
-        judged = signal(
-            asked, SignalKind.COMPARISON, who=f"j{n}", value=value, other_response_id=shown.data.response_id
+        same, shown = offered(
+            f"j{n}", question, asked.data.reply["content"], other, conversation=f"j{n}", who=f"j{n}"
         )
-        events += [shown, judged]
+        events += [same, shown, preferred(same, shown, value=0.0 if good else 1.0)]
     manifest = built(tmp_path, events, config=Pipeline(heldout_fraction=0.0))
     thumbs = next(a for a in manifest.fit if (a.kind, a.tier) == (SignalKind.THUMB, "new"))
     assert (thumbs.agreed, thumbs.disagreed, thumbs.mean) == (0.0, 30.0, 0.36)  # 20 * 0.9 / 50
@@ -347,6 +350,51 @@ def test_a_judge_alone_starts_no_turn(tmp_path):
     manifest = built(tmp_path, EVENTS)
     fold(f"sqlite:///{tmp_path}/state.db", JUDGED)
     assert snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", manifest.name) == 0.0
+
+
+def side_by_side() -> list[Event]:
+    """Four answers: the left reply is preferred twice, once nothing, and one comes after 0.4 s."""
+    events = []
+    for n, (value, at) in enumerate([(1.0, 60), (0.9, 60), (0.5, 60), (0.0, 2.4)]):
+        one, other = offered(f"s{n}", QUESTION, GOOD, BAD, conversation=f"s{n}", who=f"s{n}")
+        events += [one, other, preferred(one, other, value=value, at=at)]
+    return events
+
+
+def test_what_was_compared_and_what_may_have_decided_it_is_in_the_manifest(tmp_path, capsys):
+    manifest = built(tmp_path, side_by_side(), config=Pipeline(heldout_fraction=0.0))
+    found = manifest.comparisons
+    assert (found.counted, found.ties, found.dropped) == (3, 1, {TOO_FAST: 1})
+    assert found.wins["left"] == Wins(2, 2)
+    assert manifest.rows["pairs"] == 3
+    report.manifest(manifest, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.342 to 1.000" in shown  # Wilson: 1 / (1 + 1.96² / 2) = 0.3424
+    assert "3 counted, 1 of them ties; 1 too fast to have been read, dropped" in shown
+
+
+def test_feedback_on_a_canary_counts_as_if_the_split_were_even(tmp_path):
+    """Nine downs on stable (0.9) and one on the canary (0.1), all of weight 0.7: 7 in all, 3.5 each arm."""
+    events = []
+    for n in range(10):
+        adapter, p = ("canary-11111111", 0.1) if n == 9 else ("stable-00000000", 0.9)
+        split = {"adapter": adapter, "propensity": p}
+        one = turn(f"p{n}", QUESTION, f"{BAD} {'x' * n}", conversation=f"p{n}", who=f"p{n}", **split)
+        events += [one, thumb(one, False, at=30 + n * n)]
+    config = Pipeline(heldout_fraction=0.0, account_cap=1.0, subject_cap=1.0)
+    manifest = built(tmp_path, events, config=config)
+    grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    by_arm = {a: sum(g.weight for g in grades if g.adapter.startswith(a)) for a in ("stable", "canary")}
+    assert by_arm == pytest.approx({"stable": 3.5, "canary": 3.5}, abs=1e-5)
+    assert manifest.propensity_clip == 10.0
+    alike = snapshots.build(
+        f"sqlite:///{tmp_path}/state.db",
+        tmp_path / "snapshots",
+        msgspec.structs.replace(config, propensity_clip=1.0),
+        NOW,
+    )
+    grades = snapshots.load(tmp_path / "snapshots" / alike.name).grades
+    assert {g.weight for g in grades} == {0.7}
 
 
 # --- damaged snapshots
