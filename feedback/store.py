@@ -24,6 +24,9 @@ Offsets = dict[tuple[str, int], int]
 Kinds = Counter[tuple[str, str]]
 """Number of derived rows by what they are and by signal kind."""
 
+Place = tuple[str, int, int]
+"""Topic, partition and offset of a record."""
+
 _CHUNK = 500
 
 metadata = sa.MetaData()
@@ -92,7 +95,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     partition: int
     offset: int
     reason: str
+    """Name of the error and what it said."""
     value: bytes
+    at: datetime | None = None
+    """When it was last found wanting; None before it is stored."""
+
+    @property
+    def place(self) -> "Place":
+        return (self.topic, self.partition, self.offset)
+
+    @property
+    def kind(self) -> str:
+        return self.reason.partition(":")[0]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -229,13 +243,35 @@ def add_dead_letters(tx: sa.Connection, letters: Iterable[DeadLetter], now: date
 
 
 def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
-    query = sa.select(dead_letters).order_by(
-        dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset
-    )
+    """All of them, in order of topic, partition and offset."""
+    return dead_letters_at(tx, dead_letter_places(tx))
+
+
+def dead_letter_places(tx: sa.Connection) -> list[Place]:
+    """Where the dead letters lay, in order."""
+    columns = (dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
+    return [(t, p, n) for t, p, n in tx.execute(sa.select(*columns).order_by(*columns))]
+
+
+def dead_letters_at(tx: sa.Connection, places: Sequence[Place]) -> list[DeadLetter]:
+    """The dead letters of these places that are still there, in the same order."""
     return [
-        DeadLetter(topic=r.topic, partition=r.partition, offset=r.offset, reason=r.reason, value=r.value)
-        for r in tx.execute(query)
+        DeadLetter(**{**row, "at": datetime.fromisoformat(row["at"])})
+        for place in places
+        for row in tx.execute(sa.select(dead_letters).where(_lies_at(place))).mappings()
     ]
+
+
+def remove_dead_letters(tx: sa.Connection, places: Iterable[Place]) -> None:
+    for place in places:
+        tx.execute(sa.delete(dead_letters).where(_lies_at(place)))
+
+
+def _lies_at(place: Place) -> sa.ColumnElement[bool]:
+    topic, partition, offset = place
+    return sa.and_(
+        dead_letters.c.topic == topic, dead_letters.c.partition == partition, dead_letters.c.offset == offset
+    )
 
 
 def note_snapshot(tx: sa.Connection, name: str, created_at: datetime, weight: float) -> None:
