@@ -6,6 +6,7 @@ Functions of a connection; whoever opens the transaction decides what is atomic.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
@@ -124,6 +125,16 @@ def open_state(url: str) -> sa.Engine:
     return database.connect(url, metadata, durable=False)
 
 
+@contextmanager
+def opened(url: str) -> Iterator[sa.Engine]:
+    """`open_state` for the length of a block. Raises: StateUnavailable."""
+    state = open_state(url)
+    try:
+        yield state
+    finally:
+        state.dispose()
+
+
 def load_offsets(tx: sa.Connection) -> Offsets:
     return {(row.topic, row.partition): row.next_offset for row in tx.execute(sa.select(offsets))}
 
@@ -188,6 +199,13 @@ def payloads(tx: sa.Connection, event_ids: Collection[str]) -> list[bytes]:
         )
     ]
     return [payload for _, _, payload in sorted(found)]
+
+
+def payloads_naming(tx: sa.Connection, name: str) -> Iterator[bytes]:
+    """Stored events whose bytes hold `name` anywhere, in no particular order; reads through all of them."""
+    sought = name.encode()
+    rows = tx.execution_options(yield_per=_CHUNK).execute(sa.select(events.c.payload))
+    return (payload for (payload,) in rows if sought in payload)
 
 
 def conversation_ids(tx: sa.Connection, after: str, limit: int) -> list[str]:
