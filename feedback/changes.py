@@ -1,4 +1,4 @@
-"""What changed between two snapshots, and why, as far as their rows and manifests tell. Computes, prints nothing.
+"""What changed between two snapshots, and why, as far as their rows and manifests tell. Prints nothing.
 
 A row's id is what it is about: the same reply, user and kind of signal have the same id in every snapshot.
 Causes are asked for in order, the surest first; what none of them explains is put down to the others' rows:
@@ -402,8 +402,7 @@ def _standing(row: Pair | Grade | Demonstration, snapshot: Snapshot) -> Standing
 
 
 def _event_ids(snapshot: Snapshot) -> set[str]:
-    rows = (*snapshot.pairs, *snapshot.grades, *snapshot.demonstrations)
-    return {event_id for row in rows for event_id in row.event_ids}
+    return {event_id for row in snapshot.rows for event_id in row.event_ids}
 
 
 def _events_of(row: Row) -> set[str]:

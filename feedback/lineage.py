@@ -17,7 +17,7 @@ from feedback.events import Event, SignalReceived, TurnRecorded
 from feedback.records import Demonstration, Grade, Pair, Split
 from feedback.snapshots import IDS, TABLES, Manifest, id_of
 
-ROW_PREFIXES = ("pair-", "grade-", "demonstration-")
+ROWS = ("pair-", "grade-", "demonstration-")
 """How the ids of rows begin that have events behind them."""
 
 
@@ -75,8 +75,7 @@ def of_row(state_url: str, snapshots_dir: Path, row_id: str) -> Lineage:
         if not any(row.id == row_id for row in _evidence(snapshots_dir / manifest.name, table)):
             continue
         snapshot = snapshots.load(snapshots_dir / manifest.name)
-        rows = (*snapshot.pairs, *snapshot.grades, *snapshot.demonstrations)
-        row = next(row for row in rows if id_of(row) == row_id)
+        row = next(row for row in snapshot.rows if id_of(row) == row_id)
         with store.opened(state_url) as state, database.reading(state) as tx:
             events = store.payloads(tx, row.event_ids)
         return Lineage(

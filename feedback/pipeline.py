@@ -169,7 +169,7 @@ def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) ->
     replayed = Replayed()
     for start in range(0, len(places), _REPLAYED_TOGETHER):
         with database.writing(state) as tx:
-            waiting = store.dead_letters_at(tx, places[start : start + _REPLAYED_TOGETHER])
+            waiting = list(store.each_dead_letter(tx, places[start : start + _REPLAYED_TOGETHER]))
             replayed += _replay(tx, waiting, config, now)
     return replayed
 

@@ -37,7 +37,7 @@ SCHEMA_VERSION = 1
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STRINGS = pa.list_(pa.string())
 _AT = pa.timestamp("us", tz="UTC")
-_SCHEMAS = {
+SCHEMAS = {
     "pairs": pa.schema(
         {
             "pair_id": pa.string(),
@@ -95,7 +95,7 @@ _SCHEMAS = {
         {"prompt_digest": pa.string(), "split": pa.string(), "prompt": _MESSAGES, "count": pa.int64()}
     ),
 }
-TABLES = tuple(_SCHEMAS)
+TABLES = tuple(SCHEMAS)
 IDS = {
     "pairs": "pair_id",
     "grades": "grade_id",
@@ -152,6 +152,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     prompts: list[PromptState]
     splits: dict[str, Split]
     """Split by the id of a pair, grade or demonstration."""
+
+    @property
+    def rows(self) -> list[Pair | Grade | Demonstration]:
+        """Every row that has events behind it."""
+        return [*self.pairs, *self.grades, *self.demonstrations]
 
     def split_of(self, row: Pair | Grade | Demonstration | PromptState) -> Split:
         return row.split if isinstance(row, PromptState) else self.splits[id_of(row)]
@@ -306,10 +311,7 @@ def load(path: Path) -> Snapshot:
 
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
     """
-    manifest = read_manifest(path)
-    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
-    if (found := hash_of(rows)) != manifest.hash:
-        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    manifest, rows = rows_of(path)
     return Snapshot(
         path=path,
         manifest=manifest,
@@ -319,6 +321,15 @@ def load(path: Path) -> Snapshot:
         prompts=[_prompt(row) for row in rows["prompts"]],
         splits={row[IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
     )
+
+
+def rows_of(path: Path) -> tuple[Manifest, Rows]:
+    """Manifest and rows of the snapshot in `path` as they lie there, checked like `load`. Raises: SnapshotError."""
+    manifest = read_manifest(path)
+    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
+    if (found := hash_of(rows)) != manifest.hash:
+        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    return manifest, rows
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -396,7 +407,7 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
     out_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
     try:
-        for table, schema in _SCHEMAS.items():
+        for table, schema in SCHEMAS.items():
             pq.write_table(pa.Table.from_pylist(rows[table], schema=schema), building / f"{table}.parquet")
         (building / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         for file in (*building.iterdir(), building):
@@ -432,7 +443,7 @@ def _fsync(path: Path) -> None:
 
 
 def _read(file: Path, table: str) -> list[Row]:
-    schema = _SCHEMAS[table]
+    schema = SCHEMAS[table]
     try:
         found = pq.read_table(file)
     except FileNotFoundError as e:

@@ -262,7 +262,7 @@ def add_dead_letters(tx: sa.Connection, letters: Iterable[DeadLetter], now: date
 
 def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
     """All of them, in order of topic, partition and offset."""
-    return dead_letters_at(tx, dead_letter_places(tx))
+    return list(each_dead_letter(tx, dead_letter_places(tx)))
 
 
 def dead_letter_places(tx: sa.Connection) -> list[Place]:
@@ -271,13 +271,11 @@ def dead_letter_places(tx: sa.Connection) -> list[Place]:
     return [(t, p, n) for t, p, n in tx.execute(sa.select(*columns).order_by(*columns))]
 
 
-def dead_letters_at(tx: sa.Connection, places: Sequence[Place]) -> list[DeadLetter]:
-    """The dead letters of these places that are still there, in the same order."""
-    return [
-        DeadLetter(**{**row, "at": datetime.fromisoformat(row["at"])})
-        for place in places
-        for row in tx.execute(sa.select(dead_letters).where(_lies_at(place))).mappings()
-    ]
+def each_dead_letter(tx: sa.Connection, places: Iterable[Place]) -> Iterator[DeadLetter]:
+    """The dead letters of these places that are still there, one by one: each may be megabytes."""
+    for place in places:
+        for row in tx.execute(sa.select(dead_letters).where(_lies_at(place))).mappings():
+            yield DeadLetter(**{**row, "at": datetime.fromisoformat(row["at"])})
 
 
 def remove_dead_letters(tx: sa.Connection, places: Iterable[Place]) -> None:

@@ -1,4 +1,4 @@
-"""Twelve conversations with all that can happen in them, and the way from events to a snapshot in one call."""
+"""Twelve conversations with all that can happen in them, and from events to a snapshot in one call."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -233,7 +233,7 @@ def replay(state: sa.Engine, config: Pipeline = CONFIG, *, at: timedelta = timed
 
 
 def test_a_dead_letter_is_folded_once_it_can_be(log, state):
-    """The same path as the stream: what is derived, what is stored and what is left are as if it had passed."""
+    """By the same path as the stream: what is stored and derived is as if it had passed at once."""
     append(log, BAD)
     spoil(log, huge(), b"?")
     append(log, *EVENTS[2:])

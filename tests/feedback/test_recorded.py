@@ -12,12 +12,12 @@ TYPES = {str(t.__struct_config__.tag): t for t in Data.__args__}
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_recorded_bytes_decode_to_what_they_meant(name):
-    """Fields that came later have their defaults; nothing that was said is lost. The file is never rewritten."""
+    """Fields that came later have their defaults; nothing that was said is lost."""
     assert codec.decode((FOLDER / f"{name}.json").read_bytes()) == EVENTS[name]
 
 
 def test_every_event_type_that_this_release_knows_is_recorded():
-    """A new type or version is recorded with the change that brings it: `python -m tests.feedback.recorded`."""
+    """A new type or version is recorded with what brings it: `python -m tests.feedback.recorded`."""
     assert set(TYPES) <= set(EVENTS)
     assert sorted(EVENTS) == sorted(file.stem for file in FOLDER.glob("*.json"))
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import accuracy, codec, database, pipeline, report, snapshots, store
+from feedback import accuracy, codec, report, snapshots
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
-from feedback.eventlog import Position, Record, topic_of
-from feedback.events import Event, SignalKind
+from feedback.events import SignalKind
 from feedback.pairs import cluster_of
 from feedback.raters import raters_of
 from tests.feedback.builders import signal, thumb, turn
