@@ -75,19 +75,21 @@ prompts = load_dataset("{folder}", "prompts", split="train")  # GRPOTrainer, RLO
     "openrlhf": """\
 | for | options |
 |---|---|
-| reward model, DPO | `--dataset {folder}/pairs/train.jsonl --prompt_key prompt --chosen_key chosen --rejected_key rejected` |
+| reward model, DPO | `--dataset {folder}/pairs/train.jsonl` |
+| | `--prompt_key prompt --chosen_key chosen --rejected_key rejected` |
 | SFT | `--dataset {folder}/demonstrations/train.jsonl --input_key prompt --output_key completion` |
 | RL | `--prompt_data {folder}/prompts/train.jsonl --input_key prompt` |
 
-Each with `--apply_chat_template`. Grades of single replies are left out: its reader of unpaired data knows no separate prompt.
+Each with `--apply_chat_template`. Grades of single replies are left out: its reader of unpaired data knows no
+separate prompt.
 """,
     "jsonl": "One JSON object a line, all columns, as in the snapshot; times are ISO 8601 in UTC.\n",
 }
 _HARD_LABELS = """\
-**Soft labels and weights are not used by {trainer}.** It takes every row as if p were 1 (or 0) and every weight
-the same. Rows that say nothing (p of 0.5, weight 0) were left out: {silent}. Think about leaving out what is
-unsure as well (for example p < 0.7), or drawing rows in proportion to `weight`. The `margin` column that reward
-trainers know is no soft label: it asks for a distance between rewards, so none is given.
+**Soft labels and weights are not used by {trainer}.** It takes every row as if p were 1 (or 0) and all
+weights were the same. Rows that say nothing (p of 0.5, weight 0) were left out: {silent}. Think about leaving
+out what is unsure as well (for example p < 0.7), or drawing rows in proportion to `weight`. The `margin` column that
+reward trainers know is no soft label: it asks for a distance between rewards, so none is given.
 """
 
 
@@ -166,8 +168,8 @@ _LICENCE = """\
 ## Licence and privacy
 
 No licence is set: the texts are your users' and your assistant's, so whether and how they may be passed on is
-for you to decide. They were pseudonymised, which is not anonymised: people put names and secrets into what they
-write.
+for you to decide. They were pseudonymised, which is not anonymised: people put names and secrets into what
+they write.
 """
 
 

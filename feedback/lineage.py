@@ -97,26 +97,33 @@ def of_response(state_url: str, snapshots_dir: Path, response_id: str) -> Trail:
         around = [raw for found in store.payloads_of(tx, keys).values() for raw in found]
     if not payloads:
         raise NothingFound(f"no turn recorded a reply {response_id!r}: not folded yet, erased or mistyped")
-    return _trail(
-        f"response {response_id}",
-        (e for e in map(_Read.of, around) if response_id in _responses(e.event)),
-        snapshots_dir,
-        evidence=[turn_id],
+    about = [e for e in map(_Read.of, around) if response_id in _responses(e.event)]
+    return Trail(
+        subject=f"response {response_id}",
+        events=_in_order(about),
+        holdings=snapshots_with(snapshots_dir, event_ids=[turn_id]),
     )
 
 
 def of_user(state_url: str, snapshots_dir: Path, user: str) -> Trail:
     """One pseudonymous user: what they asked and said, and every row that it is in.
 
-    Reads through all events of the state. Raises: NothingFound; StateUnavailable; SnapshotError.
+    A prompt counts as theirs even where others asked the same in the same words. Reads through all events of
+    the state. Raises: NothingFound; StateUnavailable; SnapshotError.
     """
     with store.opened(state_url) as state, database.reading(state) as tx:
         naming = [_Read.of(raw) for raw in store.payloads_naming(tx, user)]
     said = [read for read in naming if getattr(read.event.data, "user", None) == user]
-    trail = _trail(f"user {user}", said, snapshots_dir, users=[user])
-    if not trail.events and not trail.holdings:
+    turns = [(read.event.id, read.event.data) for read in said]
+    holdings = snapshots_with(
+        snapshots_dir,
+        event_ids=[event_id for event_id, _ in turns],
+        users=[user],
+        prompt_digests={turn_of(i, turn).digest for i, turn in turns if isinstance(turn, TurnRecorded)},
+    )
+    if not said and not holdings:
         raise NothingFound(f"no event and no snapshot knows a user {user!r}")
-    return trail
+    return Trail(subject=f"user {user}", events=_in_order(said), holdings=holdings)
 
 
 def of_snapshot(snapshots_dir: Path, name: str) -> Ancestry:
@@ -179,27 +186,8 @@ class _Evidence(msgspec.Struct, frozen=True):
     users: frozenset[str]
 
 
-def _trail(
-    subject: str,
-    reads: Iterable[_Read],
-    snapshots_dir: Path,
-    *,
-    evidence: Collection[str] | None = None,
-    users: Collection[str] = (),
-) -> Trail:
-    """Args: evidence, ids of the events to look for in rows; None for all that were read."""
-    ordered = sorted(reads, key=lambda read: (read.event.time, read.event.id))
-    asked = [(e.id, e.data) for e in (r.event for r in ordered) if isinstance(e.data, TurnRecorded)]
-    return Trail(
-        subject=subject,
-        events=[read.raw for read in ordered],
-        holdings=snapshots_with(
-            snapshots_dir,
-            event_ids=[read.event.id for read in ordered] if evidence is None else evidence,
-            users=users,
-            prompt_digests={turn_of(event_id, turn).digest for event_id, turn in asked},
-        ),
-    )
+def _in_order(reads: Iterable[_Read]) -> list[bytes]:
+    return [r.raw for r in sorted(reads, key=lambda r: (r.event.time, r.event.id))]
 
 
 def _responses(event: Event) -> tuple[str | None, ...]:

@@ -324,7 +324,7 @@ def load(path: Path) -> Snapshot:
 
 
 def rows_of(path: Path) -> tuple[Manifest, Rows]:
-    """Manifest and rows of the snapshot in `path` as they lie there, checked like `load`. Raises: SnapshotError."""
+    """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: SnapshotError."""
     manifest = read_manifest(path)
     rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
     if (found := hash_of(rows)) != manifest.hash:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import accuracy, codec, report, snapshots
+from feedback import accuracy, report, snapshots
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
 from feedback.events import SignalKind
@@ -270,7 +270,7 @@ def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
         snapshots.build(f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW)
 
 
-# --- what has arrived since, and where a pair comes from
+# --- what has arrived since
 
 
 def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
@@ -286,16 +286,3 @@ def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
 def test_pending_weight_of_a_foreign_snapshot_is_refused(tmp_path):
     with pytest.raises(SnapshotError, match="'snapshot-other' was not built from"):
         snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", "snapshot-other")
-
-
-def test_a_pair_leads_back_to_its_events(made):
-    folder, manifest = made
-    pair = snapshots.load(folder / "snapshots" / manifest.name).pairs[0]
-    found = snapshots.lineage(f"sqlite:///{folder}/state.db", folder / "snapshots", pair.pair_id)
-    assert (found.snapshot, found.pair) == (manifest.name, pair)
-    assert {codec.decode(raw).id for raw in found.events} == set(pair.event_ids)
-
-
-def test_an_unknown_pair_is_said(made):
-    with pytest.raises(SnapshotError, match="holds a pair 'pair-nonsense'"):
-        snapshots.lineage(f"sqlite:///{made[0]}/state.db", made[0] / "snapshots", "pair-nonsense")
