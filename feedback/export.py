@@ -88,8 +88,8 @@ separate prompt.
 _HARD_LABELS = """\
 **Soft labels and weights are not used by {trainer}.** It takes every row as if p were 1 (or 0) and all
 weights were the same. Rows that say nothing (p of 0.5, weight 0) were left out: {silent}. Think about leaving
-out what is unsure as well (for example p < 0.7), or drawing rows in proportion to `weight`. The `margin` column that
-reward trainers know is no soft label: it asks for a distance between rewards, so none is given.
+out what is unsure as well (for example p < 0.7), or drawing rows in proportion to `weight`. There is no
+`margin` column, which reward trainers know: it asks for a distance between rewards, no soft label.
 """
 
 

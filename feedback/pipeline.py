@@ -153,6 +153,9 @@ def fold_records(
 ) -> Folded:
     """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
     folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits)
+    for letter in letters:
+        topic, partition, offset = letter.place
+        _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=letter.kind)
     store.add_dead_letters(tx, letters, now)
     store.save_offsets(tx, _after(records))
     return folded
@@ -346,7 +349,6 @@ def _attempt(events: Sequence[Event], retry_window_s: float) -> Derived | Except
 
 def _dead(record: Record, error: Exception) -> DeadLetter:
     topic, partition, offset = _place(record)
-    _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=type(error).__name__)
     return DeadLetter(
         topic=topic,
         partition=partition,

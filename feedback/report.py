@@ -170,7 +170,7 @@ def _standing(at: Standing | None) -> str:
 
 def exported(done: Exported, *, as_json: bool) -> None:
     if as_json:
-        return _print_json(done)
+        return _print_json({**msgspec.structs.asdict(done), "folder": str(done.folder)})
     table = Table("file", "rows", title=f"{done.snapshot} for {done.format}, in {done.folder}")
     for file in done.files:
         table.add_row(file.path, f"{file.rows}")
