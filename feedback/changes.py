@@ -48,8 +48,8 @@ class Why(StrEnum):
     """The kind of signal was found more or less often right than before."""
     HABIT = "user's habit"
     """Thumbs are measured against what else their user, and everybody, presses."""
-    TRUST = "trust in the account"
-    """All rows of the account in this split became lighter or heavier by the same factor."""
+    ACCOUNT = "account's weight"
+    """All its rows in this split became lighter or heavier by one factor: trust, or the newcomers' ramp."""
     ACCOUNT_CAP = "account cap"
     SETTINGS = "settings"
     CODE = "code version"
@@ -259,7 +259,7 @@ def _why_reweighted(table: str, now: _Placed, seen: _Seen) -> _Cause:
         return Why.ACCOUNT_CAP, ""
     for account in _accounts(row):
         if found := seen.factors.get((split, account)):
-            return Why.TRUST, f"{account}: {found[1]} rows × {found[0]:.3f}"
+            return Why.ACCOUNT, f"{account}: {found[1]} rows × {found[0]:.3f}"
     return _rules(seen)
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from feedback import codec
-from feedback.changes import Difference, RowChange, Standing
+from feedback.changes import Difference, RowChange
 from feedback.events import Event, SignalReceived, TurnRecorded
 from feedback.export import Exported
 from feedback.lineage import Ancestry, Lineage, Trail
@@ -29,7 +29,13 @@ _SHOWN_BYTES = 60
 def manifests(found: Sequence[Manifest], *, as_json: bool) -> None:
     if as_json:
         return _print_json(list(found))
-    table = Table("snapshot", "built", *TABLES, "train / held-out pairs", "parent")
+    table = Table(
+        Column("snapshot", no_wrap=True),
+        "built",
+        *TABLES,
+        "train / held-out pairs",
+        Column("parent", overflow="fold"),
+    )
     for m in found:
         splits = m.splits["pairs"]
         table.add_row(
@@ -155,17 +161,19 @@ def difference(found: Difference, *, every_row: bool, as_json: bool) -> None:
 
 def _changed(rows: Sequence[RowChange], title: str) -> Table:
     table = Table(title=title)
-    table.add_column("id", no_wrap=True)
-    for name in ("change", "signal", "before", "after", "why"):
-        table.add_column(name)
+    for name in ("id", "change", "signal", "p", "weight"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why")
     for row in rows:
         why = f"{row.why}: {row.detail}" if row.detail else row.why
-        table.add_row(row.id, row.change, row.kind, _standing(row.before), _standing(row.after), Text(why))
+        p, weight = (_from_to(row, name) for name in ("p", "weight"))
+        table.add_row(row.id, row.change, row.kind, p, weight, Text(why))
     return table
 
 
-def _standing(at: Standing | None) -> str:
-    return "–" if at is None else f"p {at.p:.3f}, w {at.weight:.3f}, {at.split}"
+def _from_to(row: RowChange, name: str) -> str:
+    before, after = (f"{getattr(s, name):.3f}" if s else "" for s in (row.before, row.after))
+    return before if before == after else f"{before} → {after}".strip()
 
 
 def exported(done: Exported, *, as_json: bool) -> None:
@@ -193,7 +201,7 @@ def dead_letters(letters: Iterable[DeadLetter], *, as_json: bool) -> None:
             line["kind"],
             f"{line['bytes']}",
             Text(line["begins_with"]),
-            Text(_short(line["reason"])),
+            Text(_short(line["reason"].removeprefix(f"{line['kind']}: "))),
         )
     Console().print(table if found else "no dead letters")
 

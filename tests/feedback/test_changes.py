@@ -194,12 +194,12 @@ def reweighted(snapshot: Snapshot, weight: Callable[[Any], float]) -> Snapshot:
     )
 
 
-def test_one_factor_on_all_rows_of_an_account_is_trust(build):
+def test_one_factor_on_all_rows_of_an_account_is_the_accounts(build):
     """Each of u1's rows counts 0.8 as much, everybody else's the same."""
     old = build(EVENTS, OPEN)
     new = reweighted(old, lambda row: row.weight * (0.8 if row.user == "u1" else 1.0))
     found = changes.compare(old, new)
-    assert causes(found, Change.REWEIGHTED) == {Why.TRUST}
+    assert causes(found, Change.REWEIGHTED) == {Why.ACCOUNT}
     assert found.rows[0].detail.startswith("u1: ") and found.rows[0].detail.endswith("rows × 0.800")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback import snapshots
+from feedback import export, snapshots
 from feedback.snapshots import TABLES
 from tests.feedback.example import EVENTS, built
 
@@ -81,6 +81,45 @@ def test_trls_dpo_trainer_takes_a_step_on_the_pairs(snapshot, tiny_base, tmp_pat
     decode = trainer.processing_class.decode
     assert decode(row["prompt_ids"]).endswith("<|assistant|>")
     assert decode(row["rejected_ids"]).startswith(pair.rejected)
+
+
+@pytest.fixture(scope="module")
+def exported(snapshot, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export.export(snapshot.path, folder, "trl")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["trl", "openrlhf", "jsonl"])
+def test_datasets_reads_an_export_by_its_card(snapshot, tmp_path, form):
+    """The card names every table and split, so that the folder alone is enough."""
+    from datasets import load_dataset
+
+    done = export.export(snapshot.path, tmp_path / "out", form)
+    for file in done.files:
+        found = load_dataset(
+            str(done.folder), file.table, split=file.split, cache_dir=str(tmp_path / "cache")
+        )
+        assert len(found) == file.rows
+        assert set(found.column_names) == set(export.columns_of(file.table, form))
+
+
+@pytest.mark.parametrize(("trainer", "table"), [("SFT", "demonstrations"), ("KTO", "grades")])
+def test_trls_other_trainers_take_a_step_on_the_export(exported, tiny_base, tmp_path, trainer, table):
+    """What the card says each table is for."""
+    import trl
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    before = model.model.norm.weight.detach().clone()
+    learner = getattr(trl, f"{trainer}Trainer")(
+        model=model,
+        args=getattr(trl, f"{trainer}Config")(**one_step(tmp_path)),
+        train_dataset=read(exported / table / "train.parquet"),
+        processing_class=AutoTokenizer.from_pretrained(tiny_base),
+    )
+    assert 0.0 < learner.train().training_loss < 20.0
+    assert not before.equal(learner.model.model.norm.weight)
 
 
 def one_step(folder: Path) -> dict[str, object]:
