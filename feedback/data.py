@@ -8,6 +8,7 @@ from pathlib import Path
 from feedback import changes, database, export, lineage, pipeline, privacy, report, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import ConfigError, NothingFound
+from feedback.snapshots import Snapshot
 
 
 def build(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> None:
@@ -26,10 +27,8 @@ def show(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> 
 
 def diff(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> None:
     old, new = (snapshots.load(deployment.snapshots_dir / name) for name in (args.old, args.new))
-    gone = changes.events_gone(old, new)
-    with store.opened(deployment.state) as state, database.reading(state) as tx:
-        erased = gone - store.known_events(tx, gone)
-    report.difference(changes.compare(old, new, erased=erased), every_row=args.rows, as_json=args.json)
+    found = changes.compare(old, new, erased=_erased(deployment.state, old, new))
+    report.difference(found, every_row=args.rows, as_json=args.json)
 
 
 def export_(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> None:
@@ -79,6 +78,14 @@ VERBS: dict[str, Callable[[argparse.Namespace, Deployment, Pipeline], None]] = {
     "lineage": trace,
     "dead-letters": dead_letters,
 }
+
+
+def _erased(state_url: str, old: Snapshot, new: Snapshot) -> set[str]:
+    """Events of `old` that the state has no more; none where `new` was built from another state."""
+    gone = changes.events_gone(old, new)
+    with store.opened(state_url) as state, database.reading(state) as tx:
+        ours = store.snapshot_weight(tx, new.manifest.name) is not None
+        return gone - store.known_events(tx, gone) if ours else set()
 
 
 def _pseudonym(secret: Path, principal: str, user: str) -> str:

@@ -204,7 +204,7 @@ def payloads(tx: sa.Connection, event_ids: Collection[str]) -> list[bytes]:
 def payloads_naming(tx: sa.Connection, name: str) -> Iterator[bytes]:
     """Stored events whose bytes hold `name` anywhere, in no particular order; reads through all of them."""
     sought = name.encode()
-    rows = tx.execution_options(yield_per=_CHUNK).execute(sa.select(events.c.payload))
+    rows = tx.execute(sa.select(events.c.payload).execution_options(yield_per=_CHUNK))
     return (payload for (payload,) in rows if sought in payload)
 
 

@@ -79,6 +79,15 @@ def test_diff_asks_the_state_what_was_erased(site, ratchet):
     assert erased and all("signal-thumb-a7-" in row["detail"] for row in erased)
 
 
+def test_diff_calls_nothing_erased_that_another_state_never_had(site, ratchet):
+    """Snapshots can be looked at far from the state they were built from."""
+    old, new = names(site)
+    for file in site.glob("state.db*"):
+        file.unlink()
+    rows = json.loads(ratchet("diff", new, old, "--json", "--rows"))["rows"]
+    assert rows and "events erased" not in {row["why"] for row in rows}
+
+
 def test_export_writes_and_says_what(site, ratchet, tmp_path):
     name = names(site)[1]
     done = json.loads(ratchet("export", name, str(tmp_path / "out"), "--split", "train", "--json"))

@@ -150,6 +150,11 @@ def huge() -> bytes:
     return codec.encode(turn("r9", QUESTION, "x" * 10_000))
 
 
+def bottomless() -> bytes:
+    """Brackets deep enough to exhaust any parser's stack."""
+    return codec.encode(turn("r9", QUESTION, "Yes.")).replace(b'"Yes."', b"[" * 2_000 + b"]" * 2_000)
+
+
 def from_the_future() -> bytes:
     return codec.encode(turn("r9", QUESTION, "Yes.", at=86_401))
 
@@ -182,6 +187,7 @@ def without_time_zone() -> bytes:
         (nul_in_a_name, "no database takes a NUL in a name"),
         (endless, "OverflowError"),
         (huge, "LimitExceeded: 10"),
+        (bottomless, "CodecError: not a CloudEvents 1.0 JSON object (maximum recursion depth"),
         (from_the_future, "LimitExceeded: 'turn-r9': time 2026-03-03T12:00:01+00:00 is in the future"),
         (ends_in_the_future, "LimitExceeded: 'turn-r9': the reply's end 2026-03-03T12:00:01+00:00 is in"),
         (signalled_in_the_future, "LimitExceeded: 'turn-r9': started_at 2026-03-03T12:00:01+00:00 is in"),
@@ -379,6 +385,7 @@ def test_postgresql_holds_the_same_state_as_sqlite(log, state, url, postgres_url
         with database.writing(engine) as tx:
             store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
         assert step(log, engine).repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
+        assert [letter.value for letter in replay(engine).failed] == [b"?"]
     assert everything(shared) == everything(state)
     shared.dispose()
     built = [
