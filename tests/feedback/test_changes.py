@@ -20,6 +20,25 @@ OPEN = Pipeline(heldout_fraction=0.0)
 Build = Callable[..., Snapshot]
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Snapshot]:
+    """Of the first six conversations, and of all twelve."""
+    folder = tmp_path_factory.mktemp("grown")
+    manifests = (
+        built(folder, EVENTS[:48]),
+        built(folder, EVENTS, now=NOW + timedelta(hours=1)),
+    )
+    old, new = (snapshots.load(folder / "snapshots" / m.name) for m in manifests)
+    return old, new
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Of all twelve conversations, nothing held out."""
+    folder = tmp_path_factory.mktemp("whole")
+    return snapshots.load(folder / "snapshots" / built(folder, EVENTS, config=OPEN).name)
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
     """Fold events into the test's state and load the snapshot of it, each an hour after the one before."""
@@ -55,15 +74,13 @@ def questions(n: int, who: Callable[[int], str], up: Callable[[int], bool]) -> l
     return events
 
 
-def test_a_snapshot_does_not_differ_from_itself(build):
-    same = build(EVENTS)
-    assert changes.compare(same, same) == Difference(
-        old=same.manifest.name, new=same.manifest.name, facts=[], totals=[], rows=[]
-    )
+def test_a_snapshot_does_not_differ_from_itself(whole):
+    name = whole.manifest.name
+    assert changes.compare(whole, whole) == Difference(old=name, new=name, facts=[], totals=[], rows=[])
 
 
-def test_rows_of_new_events_name_them(build):
-    old, new = build(EVENTS[:48]), build(EVENTS)
+def test_rows_of_new_events_name_them(grown):
+    old, new = grown
     found = changes.compare(old, new)
     added = next(g for g in new.grades if g.response_id == "b7")
     row = one(found, added.grade_id)
@@ -75,9 +92,9 @@ def test_rows_of_new_events_name_them(build):
     assert ("records of turns/0", "18", "36") in [msgspec.structs.astuple(f) for f in found.facts]
 
 
-def test_the_totals_count_every_row_once(build):
+def test_the_totals_count_every_row_once(grown):
     """Sums of the table that people read are the sums of the snapshots."""
-    old, new = build(EVENTS[:48]), build(EVENTS)
+    old, new = grown
     found = changes.compare(old, new)
     assert sum(total.rows for total in found.totals) == len(found.rows)
     grown = sum(t.weight_after - t.weight_before for t in found.totals if t.table == "grades")
@@ -85,9 +102,9 @@ def test_the_totals_count_every_row_once(build):
     assert grown == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_largest_change_comes_first(build):
+def test_the_largest_change_comes_first(grown):
     """By what a row pulls with, weight * (2p - 1): a heavy row of p 0.5 pulls at nothing."""
-    found = changes.compare(build(EVENTS[:48]), build(EVENTS))
+    found = changes.compare(*grown)
     sizes = [row.size for row in found.rows]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
     top = found.rows[0]
@@ -194,25 +211,25 @@ def reweighted(snapshot: Snapshot, weight: Callable[[Any], float]) -> Snapshot:
     )
 
 
-def test_one_factor_on_all_rows_of_an_account_is_the_accounts(build):
+def test_one_factor_on_all_rows_of_an_account_is_the_accounts(whole):
     """Each of u1's rows counts 0.8 as much, everybody else's the same."""
-    old = build(EVENTS, OPEN)
+    old = whole
     new = reweighted(old, lambda row: row.weight * (0.8 if row.user == "u1" else 1.0))
     found = changes.compare(old, new)
     assert causes(found, Change.REWEIGHTED) == {Why.ACCOUNT}
     assert found.rows[0].detail.startswith("u1: ") and found.rows[0].detail.endswith("rows × 0.800")
 
 
-def test_what_nothing_explains_is_put_down_to_the_others(build):
+def test_what_nothing_explains_is_put_down_to_the_others(whole):
     """One row of several weighs less: its subject's share fell, or the trust on it, which no row tells."""
-    old = build(EVENTS, OPEN)
+    old = whole
     first = max(old.grades, key=lambda g: g.user == "u1")
     new = reweighted(old, lambda row: row.weight * (0.8 if row is first else 1.0))
     assert causes(changes.compare(old, new), Change.REWEIGHTED) == {Why.OTHERS}
 
 
-def test_another_release_is_named_where_the_events_are_the_same(build):
-    old = build(EVENTS, OPEN)
+def test_another_release_is_named_where_the_events_are_the_same(whole):
+    old = whole
     later = msgspec.structs.replace(old.manifest, code_version="0.2.0 derivation 3")
     new = msgspec.structs.replace(old, manifest=later, demonstrations=[])
     row = one(changes.compare(old, new), old.demonstrations[0].demonstration_id)
@@ -220,9 +237,9 @@ def test_another_release_is_named_where_the_events_are_the_same(build):
     assert row.detail == f"{old.manifest.code_version} → 0.2.0 derivation 3"
 
 
-def test_a_prompt_asked_more_often_is_rewritten(build):
+def test_a_prompt_asked_more_often_is_rewritten(grown):
     """Prompts have neither label nor weight: their count is what changes."""
-    old, new = build(EVENTS[:48]), build(EVENTS)
+    old, new = grown
     again = [
         r for r in changes.compare(old, new).rows if r.table == "prompts" and r.change is Change.REWRITTEN
     ]

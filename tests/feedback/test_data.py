@@ -1,6 +1,7 @@
 """`ratchet data`: what its verbs print and write, from the command line down."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,15 +20,22 @@ from tests.feedback.example import EVENTS, NOW, built, fold
 SECRET = b"s" * 32
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with a snapshot of six conversations and one of all twelve."""
-    built(tmp_path, EVENTS[:48])
-    built(tmp_path, EVENTS, now=NOW.replace(hour=10))
-    file = tmp_path / "secret"
+    folder = tmp_path_factory.mktemp("made")
+    built(folder, EVENTS[:48])
+    built(folder, EVENTS, now=NOW.replace(hour=10))
+    file = folder / "secret"
     file.write_bytes(SECRET)
     file.chmod(0o600)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def site(made: Path, tmp_path: Path) -> Path:
+    """A copy of it of one's own."""
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.fixture

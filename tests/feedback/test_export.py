@@ -130,6 +130,7 @@ def test_nothing_is_ever_overwritten(snapshot, tmp_path):
 def test_an_empty_folder_may_be_filled(snapshot, tmp_path):
     (tmp_path / "out").mkdir()
     assert export.export(snapshot.path, tmp_path / "out", "trl").files
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755  # others may read it
 
 
 def test_a_place_that_cannot_be_written_is_said(snapshot, tmp_path):
