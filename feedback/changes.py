@@ -23,7 +23,9 @@ Row = Pair | Grade | Demonstration | PromptState
 _SAME_RATIO = 1e-3
 """Weights are rounded: ratios this close are the same ratio."""
 _AT_THE_CAP = 1.0 - 1e-3
-_SETTINGS = ("heldout_fraction", "account_cap", "subject_cap")
+_SPLITTING = ("heldout_fraction",)
+"""Settings by which rows come, go and move."""
+_SETTINGS = (*_SPLITTING, "account_cap", "subject_cap")
 _LISTED_EVENTS = 3
 
 
@@ -159,7 +161,7 @@ class _Seen(NamedTuple):
     old: Manifest
     new: Manifest
     events_before: set[str]
-    erased: Collection[str]
+    erased: frozenset[str]
     quarantined: dict[str, str]
     """Accounts in quarantine since, with the reason."""
     released: dict[str, str]
@@ -171,61 +173,63 @@ class _Seen(NamedTuple):
 
 
 _Cause = tuple[Why, str]
+_OTHERS: _Cause = (Why.OTHERS, "")
 
 
 def _row_change(place: tuple[str, str], was: _Placed | None, now: _Placed | None, seen: _Seen) -> RowChange:
     table, row_id = place
-    before, after = was and was.standing, now and now.standing
-    if was is None and now is not None:
-        change, (why, detail) = Change.ADDED, _why_added(now.row, seen)
-    elif was is not None and now is None:
-        change, (why, detail) = Change.REMOVED, _why_removed(was.row, seen)
+    placed = now or was
+    assert placed is not None
+    if was is None:
+        change, (why, detail) = Change.ADDED, _why_added(placed.row, seen)
+    elif now is None:
+        change, (why, detail) = Change.REMOVED, _why_removed(placed.row, seen)
     else:
-        assert was is not None and now is not None
         change, (why, detail) = _altered(table, was, now, seen)
     return RowChange(
         table=table,
         id=row_id,
-        kind=str(getattr((now or was).row, "kind", "")),  # type: ignore[union-attr]
+        kind=str(getattr(placed.row, "kind", "")),
         change=change,
         why=why,
         detail=detail,
-        before=before,
-        after=after,
+        before=was and was.standing,
+        after=now and now.standing,
     )
 
 
 def _altered(table: str, was: _Placed, now: _Placed, seen: _Seen) -> tuple[Change, _Cause]:
     before, after = was.standing, now.standing
     if before.split != after.split:
-        return Change.MOVED, _rules(seen)
+        return Change.MOVED, _rules(seen, _SPLITTING) or _OTHERS
     if before.p != after.p:
         return Change.RELABELLED, _fresh(now.row, seen) or _why_relabelled(now.row, seen)
     if before.weight != after.weight:
         return Change.REWEIGHTED, _fresh(now.row, seen) or _why_reweighted(table, now, seen)
-    return Change.REWRITTEN, _fresh(now.row, seen) or _asked(was.row, now.row) or _rules(seen)
+    return Change.REWRITTEN, (
+        _fresh(now.row, seen) or _asked(was.row, now.row) or _rules(seen, ()) or _OTHERS
+    )
 
 
 def _why_added(row: Row, seen: _Seen) -> _Cause:
     for account in _accounts(row):
         if account in seen.released:
             return Why.RELEASED, f"{account} was held: {seen.released[account]}"
-    settled = not isinstance(row, PromptState) and row.at <= seen.old.created_at
-    if settled and _rules(seen)[0] is not Why.OTHERS:
-        return _rules(seen)
     if isinstance(row, PromptState):
-        return Why.EVENTS, f"asked {row.count} times"
-    return _fresh(row, seen) or (Why.OTHERS, "drawn anew among its prompt's grades")
+        return _rules(seen, _SPLITTING) or (Why.EVENTS, f"asked {row.count} times")
+    settled = row.at <= seen.old.created_at
+    rules = _rules(seen, _SPLITTING) if settled else None
+    return rules or _fresh(row, seen) or (Why.OTHERS, "drawn anew among its prompt's grades")
 
 
 def _why_removed(row: Row, seen: _Seen) -> _Cause:
     for account in _accounts(row):
         if account in seen.quarantined:
             return Why.QUARANTINED, f"{account}: {seen.quarantined[account]}"
-    if lost := sorted(_events_of(row) & set(seen.erased)):
+    if lost := sorted(_events_of(row) & seen.erased):
         return Why.ERASED, _some(lost)
-    if _rules(seen)[0] is not Why.OTHERS:
-        return _rules(seen)
+    if rules := _rules(seen, _SPLITTING):
+        return rules
     if _is_contrast(row):
         return Why.OTHERS, "its prompt's grades are others"
     return Why.EVENTS, "taken back or replaced by later ones"
@@ -244,9 +248,7 @@ def _why_relabelled(row: Row, seen: _Seen) -> _Cause:
         return Why.FIT, ", ".join(fitted)
     if getattr(row, "kind", None) is SignalKind.THUMB:
         return Why.HABIT, ""
-    if seen.old.code_version != seen.new.code_version:
-        return _rules(seen)
-    return Why.FIT, "the account's tier"
+    return _rules(seen, ()) or (Why.FIT, "the account's tier")
 
 
 def _why_reweighted(table: str, now: _Placed, seen: _Seen) -> _Cause:
@@ -260,7 +262,7 @@ def _why_reweighted(table: str, now: _Placed, seen: _Seen) -> _Cause:
     for account in _accounts(row):
         if found := seen.factors.get((split, account)):
             return Why.ACCOUNT, f"{account}: {found[1]} rows × {found[0]:.3f}"
-    return _rules(seen)
+    return _rules(seen, _SETTINGS) or _OTHERS
 
 
 def _fresh(row: Row, seen: _Seen) -> _Cause | None:
@@ -274,14 +276,14 @@ def _asked(was: Row, now: Row) -> _Cause | None:
     return None
 
 
-def _rules(seen: _Seen) -> _Cause:
-    """Another release or other settings, if they differ."""
+def _rules(seen: _Seen, settings: Iterable[str]) -> _Cause | None:
+    """Another release, or the first of these settings that differs."""
     if seen.old.code_version != seen.new.code_version:
         return Why.CODE, f"{seen.old.code_version} → {seen.new.code_version}"
-    for name in _SETTINGS:
+    for name in settings:
         if getattr(seen.old, name) != getattr(seen.new, name):
             return Why.SETTINGS, _setting(name, seen)
-    return Why.OTHERS, ""
+    return None
 
 
 def _setting(name: str, seen: _Seen) -> str:
@@ -295,7 +297,7 @@ def _seen(old: Snapshot, new: Snapshot, erased: Collection[str]) -> _Seen:
         old=old.manifest,
         new=new.manifest,
         events_before=_event_ids(old),
-        erased=erased,
+        erased=frozenset(erased),
         quarantined={a: why for a, why in held_now.items() if a not in held_before},
         released={a: why for a, why in held_before.items() if a not in held_now},
         capped=_capped(old) | _capped(new),

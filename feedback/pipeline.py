@@ -26,6 +26,7 @@ from feedback.store import DeadLetter, Entry, Kinds, Offsets
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
 REPEATED = Counter("ratchet_feedback_repeated_events_total", "Events that were folded before.", ["topic"])
 DEAD_LETTERS = Counter("ratchet_feedback_dead_letters_total", "Records that could not be folded.", ["topic"])
+WAITING = Gauge("ratchet_feedback_dead_letters_waiting", "Dead letters that wait to be replayed.")
 GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
 PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])
 DEMONSTRATIONS = Gauge("ratchet_feedback_demonstrations", "Edited replies to learn from.")
@@ -124,6 +125,7 @@ def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) ->
     """
     with database.reading(state) as tx:
         offsets = store.load_offsets(tx)
+        WAITING.set(store.count_dead_letters(tx))
     records = [
         record
         for topic in SOURCES

@@ -271,6 +271,10 @@ def dead_letter_places(tx: sa.Connection) -> list[Place]:
     return [(t, p, n) for t, p, n in tx.execute(sa.select(*columns).order_by(*columns))]
 
 
+def count_dead_letters(tx: sa.Connection) -> int:
+    return tx.scalar(sa.select(sa.func.count()).select_from(dead_letters)) or 0
+
+
 def each_dead_letter(tx: sa.Connection, places: Iterable[Place]) -> Iterator[DeadLetter]:
     """The dead letters of these places that are still there, one by one: each may be megabytes."""
     for place in places:

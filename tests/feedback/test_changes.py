@@ -237,6 +237,14 @@ def test_another_release_is_named_where_the_events_are_the_same(whole):
     assert row.detail == f"{old.manifest.code_version} → 0.2.0 derivation 3"
 
 
+def test_a_setting_explains_only_what_it_can(whole):
+    """Caps weigh rows; they bring and take none."""
+    wider = msgspec.structs.replace(whole.manifest, account_cap=0.2)
+    new = msgspec.structs.replace(whole, manifest=wider, demonstrations=[])
+    row = one(changes.compare(whole, new), whole.demonstrations[0].demonstration_id)
+    assert (row.change, row.why) == (Change.REMOVED, Why.EVENTS)
+
+
 def test_a_prompt_asked_more_often_is_rewritten(grown):
     """Prompts have neither label nor weight: their count is what changes."""
     old, new = grown

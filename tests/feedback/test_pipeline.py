@@ -281,6 +281,17 @@ def test_a_dead_letter_whose_event_came_otherwise_is_dropped(log, state):
     assert everything(state) == {**before, "feedback_dead_letters": []}
 
 
+def test_a_metric_says_how_many_dead_letters_wait(log, state):
+    """It falls when they were replayed, also by another process: the next step looks."""
+    spoil(log, huge(), b"?")
+    step(log, state, STRICT)
+    step(log, state, STRICT)
+    assert metric("ratchet_feedback_dead_letters_waiting") == 2
+    replay(state)
+    step(log, state, STRICT)
+    assert metric("ratchet_feedback_dead_letters_waiting") == 1
+
+
 def test_a_crash_in_a_replay_loses_no_letter(log, state):
     """A letter leaves in the transaction that folds it."""
     spoil(log, huge())
