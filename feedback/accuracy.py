@@ -18,6 +18,8 @@ from feedback.grades import (
     COPY,
     CORRECTION,
     EDIT_P,
+    JUDGEMENT,
+    OUTCOME,
     RATING,
     REGENERATION,
     REPHRASE,
@@ -41,6 +43,7 @@ PRIORS = {
     SignalKind.THUMB: THUMB_UP.p,
     SignalKind.RATING: RATING[1].p,
     SignalKind.COMMENT: RATING[1].p,
+    SignalKind.OUTCOME: OUTCOME[1].p,
     SignalKind.CORRECTION: 1.0 - CORRECTION.p,
     SignalKind.REPHRASE: 1.0 - REPHRASE.p,
     SignalKind.COPY: COPY.p,
@@ -48,8 +51,9 @@ PRIORS = {
     SignalKind.THANKS: THANKS.p,
     SignalKind.REGENERATION: REGENERATION.p,
     SignalKind.EDIT: EDIT_P,
+    SignalKind.JUDGEMENT: JUDGEMENT.p,
 }
-"""Probability that the signal points the right way. Comparisons and labels are gold: they are not fitted."""
+"""Probability that the signal points the right way. People's comparisons and labels are gold, not fitted."""
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):

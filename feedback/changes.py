@@ -25,7 +25,7 @@ _SAME_RATIO = 1e-3
 _AT_THE_CAP = 1.0 - 1e-3
 _SPLITTING = ("heldout_fraction",)
 """Settings by which rows come, go and move."""
-_SETTINGS = (*_SPLITTING, "account_cap", "subject_cap")
+_SETTINGS = (*_SPLITTING, "account_cap", "subject_cap", "judgement_cap")
 _LISTED_EVENTS = 3
 
 
@@ -255,6 +255,11 @@ def _why_reweighted(table: str, now: _Placed, seen: _Seen) -> _Cause:
     row, split = now.row, now.standing.split
     if _is_contrast(row):
         return Why.OTHERS, "its prompt's grades are others"
+    if getattr(row, "kind", None) is SignalKind.JUDGEMENT:
+        return _rules(seen, ("judgement_cap",)) or (
+            Why.OTHERS,
+            "what judgements may weigh beside people's word",
+        )
     if any((table, split, account) in seen.capped for account in _accounts(row)):
         if seen.old.account_cap != seen.new.account_cap:
             return Why.SETTINGS, _setting("account_cap", seen)
@@ -336,7 +341,7 @@ def _factors(old: Snapshot, new: Snapshot) -> dict[tuple[str, str], tuple[float,
 
 
 def _facts(old: Manifest, new: Manifest) -> Iterator[Fact]:
-    for name in ("code_version", *_SETTINGS, "weight_kept", "set_aside", "arrived_weight"):
+    for name in ("code_version", *_SETTINGS, "weight_kept", "set_aside", "arrived_weight", "judgement_share"):
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             yield Fact(name, *(v if isinstance(v, str) else f"{v:g}" for v in (before, after)))

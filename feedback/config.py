@@ -15,7 +15,7 @@ import msgspec
 
 from feedback.errors import ConfigError
 
-SECTIONS = ("deployment", "pipeline", "forward", "gateway", "engine", "rollout", "learner")
+SECTIONS = ("deployment", "pipeline", "forward", "gateway", "engine", "rollout", "learner", "judge")
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +82,8 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest share of a snapshot's weight that one account may have."""
     subject_cap: float = 0.01
     """Largest share of a snapshot's weight on one subject, or twice its share of accounts if that is more."""
+    judgement_cap: float = 0.3
+    """Largest share of a snapshot's weight that a machine's judgements may have."""
     trusted: list[str] = msgspec.field(default_factory=list)
     """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
     metrics_port: int = 9101

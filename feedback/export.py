@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from feedback import snapshots
 from feedback.errors import ExportError
 from feedback.records import Split
-from feedback.snapshots import SCHEMAS, TABLES, Manifest, Row
+from feedback.snapshots import SCHEMA_VERSION, TABLES, Manifest, Row, schema_of
 
 Format = Literal["trl", "openrlhf", "jsonl"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -49,6 +49,7 @@ FIELDS = {
     "p": "soft label: probability that `chosen` is the better, or that `completion` is a good reply",
     "weight": "how much the row should count, after trust, caps and centring",
     "kind": "the signal behind it (thumb, edit, regeneration, …)",
+    "dimensions": "what a rating said, 0..1: helpful, honest, harmless; null where it said nothing",
     "inferred": "true when the traffic showed it, false when a client said it",
     "reason": "why the row says what it says",
     "count": "how often the prompt was answered",
@@ -140,9 +141,9 @@ def export(snapshot: Path, folder: Path, form: Format, *, splits: Sequence[Split
     return exported
 
 
-def columns_of(table: str, form: Format) -> tuple[str, ...]:
-    """The columns of an exported table."""
-    return tuple(SCHEMAS[table].names) if form == "jsonl" else _LEAN[table]
+def columns_of(table: str, form: Format, schema_version: int = SCHEMA_VERSION) -> tuple[str, ...]:
+    """The columns of an exported table, of a snapshot of that schema."""
+    return tuple(schema_of(table, schema_version).names) if form == "jsonl" else _LEAN[table]
 
 
 def card(manifest: Manifest, exported: Exported) -> str:
@@ -160,7 +161,7 @@ def card(manifest: Manifest, exported: Exported) -> str:
     if form != "jsonl":
         trainer = {"trl": "TRL", "openrlhf": "OpenRLHF"}[form]
         parts.append(_HARD_LABELS.format(trainer=trainer, silent=exported.silent))
-    parts += [_fields(tables, form), _provenance(manifest), _LICENCE]
+    parts += [_fields(tables, form, manifest.schema_version), _provenance(manifest), _LICENCE]
     return "\n".join(parts)
 
 
@@ -183,8 +184,8 @@ def _front_matter(exported: Exported, tables: Iterable[str]) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _fields(tables: Iterable[str], form: Format) -> str:
-    names = dict.fromkeys(name for table in tables for name in columns_of(table, form))
+def _fields(tables: Iterable[str], form: Format, schema_version: int) -> str:
+    names = dict.fromkeys(name for table in tables for name in columns_of(table, form, schema_version))
     return "## Fields\n\n| field | meaning |\n|---|---|\n" + "".join(
         f"| `{name}` | {FIELDS[name]} |\n" for name in names
     )
@@ -225,11 +226,11 @@ def _write(
     draft: Path, exported: Exported, manifest: Manifest, chosen: Iterable[tuple[str, Split, list[Row]]]
 ) -> None:
     for file, (table, _, rows) in zip(exported.files, chosen, strict=True):
-        names = columns_of(table, exported.format)
+        names = columns_of(table, exported.format, manifest.schema_version)
         path = draft / file.path
         path.parent.mkdir(exist_ok=True)
         if exported.format == "trl":
-            schema = pa.schema([SCHEMAS[table].field(name) for name in names])
+            schema = pa.schema([schema_of(table).field(name) for name in names])
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
         else:
             lean = [{name: row[name] for name in names} for row in rows]

@@ -32,6 +32,8 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True):
     """Probability that the reply is a good one, 0..1."""
     weight: float
     reason: str
+    dimensions: dict[str, float] = {}
+    """What a rating told apart, 0..1 by name (`events.DIMENSIONS`), as the rater said it: not calibrated."""
     event_ids: tuple[str, ...]
     at: datetime
 

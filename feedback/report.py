@@ -58,10 +58,17 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
         ("by", f"ratchet {m.code_version}, schema {m.schema_version}"),
         ("parent", m.parent or "–"),
         ("offsets", ", ".join(f"{place}: {n}" for place, n in m.offsets.items())),
-        ("set aside", f"{m.set_aside} rows of held-out users on training prompts"),
+        (
+            "set aside",
+            f"{m.set_aside} rows of held-out users on training prompts, or judgements on held-out ones",
+        ),
         ("held out", f"{m.heldout_fraction:.0%} of users and of prompt clusters"),
         ("account cap", f"{m.account_cap:.1%} of the weight"),
         ("subject cap", f"{m.subject_cap:.1%} of the weight, or twice the subject's share of accounts"),
+        (
+            "judgement cap",
+            f"{m.judgement_cap:.1%} of the training weight; judgements have {m.judgement_share:.1%}",
+        ),
         ("trusted weight", f"{m.weight_kept:.1%} of what grades and pairs weigh by their kind"),
         ("fit", m.fit_hash or "–"),
     ):

@@ -22,22 +22,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import accuracy, database, store, trust
+from feedback import accuracy, database, judgements, store, trust
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
-from feedback.events import Message, SignalKind
+from feedback.events import DIMENSIONS, Message, SignalKind
 from feedback.pairs import contrast, split_of
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raise it whenever a column comes (`_SINCE`); snapshots of earlier versions are still read."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STRINGS = pa.list_(pa.string())
 _AT = pa.timestamp("us", tz="UTC")
-SCHEMAS = {
+_SCHEMAS = {
     "pairs": pa.schema(
         {
             "pair_id": pa.string(),
@@ -70,6 +71,7 @@ SCHEMAS = {
             "kind": pa.string(),
             "inferred": pa.bool_(),
             "reason": pa.string(),
+            "dimensions": pa.struct([(name, pa.float64()) for name in DIMENSIONS]),
             "prompt_digest": pa.string(),
             "response_id": pa.string(),
             "adapter": pa.string(),
@@ -95,7 +97,9 @@ SCHEMAS = {
         {"prompt_digest": pa.string(), "split": pa.string(), "prompt": _MESSAGES, "count": pa.int64()}
     ),
 }
-TABLES = tuple(SCHEMAS)
+TABLES = tuple(_SCHEMAS)
+_SINCE = {("grades", "dimensions"): 2}
+"""The schema version that a column came with; those not named here were always there."""
 IDS = {
     "pairs": "pair_id",
     "grades": "grade_id",
@@ -128,12 +132,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     splits: dict[str, dict[str, int]]
     """Number of rows by table and split."""
     set_aside: int
-    """Rows left out: held-out users on training prompts."""
+    """Rows left out: held-out users on training prompts, judgements on held-out ones."""
     arrived_weight: float
-    """Weight of all grades and pairs in the state, before caps."""
+    """Weight of all grades and pairs in the state that come from people, before caps."""
     heldout_fraction: float
     account_cap: float
     subject_cap: float = 1.0
+    judgement_cap: float = 1.0
+    judgement_share: float = 0.0
+    """Share of the training pairs' and grades' weight that a machine's judgements have, after the cap."""
     fit: accuracy.Fit = ()
     """How often each kind of signal is right, by tier of user: what the rows' soft labels come from."""
     fit_hash: str = ""
@@ -169,6 +176,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: int
     fit: accuracy.Fit
     weight_kept: float
+    judgement_share: float
     quarantined: tuple[trust.Quarantined, ...]
 
 
@@ -197,7 +205,7 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
     rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
         raise SnapshotError(f"nothing to learn from yet: no grade, pair or demonstration; offsets {offsets}")
-    digest = hash_of(rows)
+    digest = hash_of(rows, SCHEMA_VERSION)
     manifest = Manifest(
         name=f"snapshot-{digest[:12]}",
         hash=digest,
@@ -214,6 +222,8 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         heldout_fraction=config.heldout_fraction,
         account_cap=config.account_cap,
         subject_cap=config.subject_cap,
+        judgement_cap=config.judgement_cap,
+        judgement_share=assembled.judgement_share,
         fit=assembled.fit,
         fit_hash=accuracy.hash_of(assembled.fit),
         weight_kept=assembled.weight_kept,
@@ -237,10 +247,12 @@ def assemble(
 
     Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
     users' rows on training prompts go, every account is capped within each split, and only then are graded
-    replies contrasted across users.
+    replies contrasted across users. A machine's judgements are no account's: they are measured by gold like
+    other signals, are never held out, and have at most `judgement_cap` of what is trained on.
     """
-    said, shown_pairs, shown = list(grades), list(pairs), list(demonstrations)
-    fit, tiers = accuracy.fit(said, shown_pairs), accuracy.tiers_of([*said, *shown_pairs])
+    said, everything, shown = list(grades), list(pairs), list(demonstrations)
+    fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
+    judged, shown_pairs = judgements.apart(everything)
     weighed = trust.weigh(
         accuracy.relabel_grades(said, fit, tiers),
         accuracy.relabel_pairs(shown_pairs, fit, tiers),
@@ -251,15 +263,18 @@ def assemble(
     rows, set_aside = _split_and_capped(
         centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
     )
+    instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
+    share, heldout = _add_judgements(rows, instructive, config)
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
     for table, column in IDS.items():
         rows[table].sort(key=itemgetter(column))
     before, after = _weight(said, shown_pairs), _weight(weighed.grades, weighed.pairs)
     return Assembled(
         rows=rows,
-        set_aside=set_aside,
+        set_aside=set_aside + heldout,
         fit=fit,
         weight_kept=round(after / before, WEIGHT_DIGITS) if before else 1.0,
+        judgement_share=share,
         quarantined=tuple(weighed.quarantined),
     )
 
@@ -292,13 +307,28 @@ def _split_and_capped(
     return rows, len(grades) + len(pairs) + len(demonstrations) - placed
 
 
+def _add_judgements(rows: Rows, judged: Sequence[Pair], config: Pipeline) -> tuple[float, int]:
+    """Put judgements on training prompts among the pairs, capped.
+
+    Returns: their share of the weight, and how many were left out because their prompts are held out.
+    """
+    train = [p for p in judged if split_of(p.prompt, (), heldout_fraction=config.heldout_fraction) == "train"]
+    others = fsum(
+        row["weight"] for table in ("grades", "pairs") for row in rows[table] if row["split"] == "train"
+    )
+    capped = judgements.cap(train, others, config.judgement_cap)
+    rows["pairs"] += [_pair_row(p, "train") for p in capped]
+    weight = fsum(p.weight for p in capped)
+    return round(weight / (weight + others), WEIGHT_DIGITS) if weight else 0.0, len(judged) - len(train)
+
+
 def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:
     return fsum([*(g.weight for g in grades), *(p.weight for p in pairs)])
 
 
-def hash_of(rows: Mapping[str, list[Row]]) -> str:
+def hash_of(rows: Mapping[str, list[Row]], schema_version: int) -> str:
     """SHA-256 over schema version and canonical rows of every table, in order of id; 64 hex digits."""
-    digest = sha256(f"ratchet snapshot {SCHEMA_VERSION}\n".encode())
+    digest = sha256(f"ratchet snapshot {schema_version}\n".encode())
     for table in TABLES:
         digest.update(f"{table} {len(rows[table])}\n".encode())
         for row in rows[table]:
@@ -306,8 +336,13 @@ def hash_of(rows: Mapping[str, list[Row]]) -> str:
     return digest.hexdigest()
 
 
+def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The columns that a table had in that schema version."""
+    return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
+
+
 def load(path: Path) -> Snapshot:
-    """The snapshot in the folder `path`, checked against its manifest.
+    """The snapshot in the folder `path`, checked against its manifest. Columns it is too old for are empty.
 
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
     """
@@ -326,8 +361,9 @@ def load(path: Path) -> Snapshot:
 def rows_of(path: Path) -> tuple[Manifest, Rows]:
     """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: SnapshotError."""
     manifest = read_manifest(path)
-    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
-    if (found := hash_of(rows)) != manifest.hash:
+    schema_version = manifest.schema_version
+    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
+    if (found := hash_of(rows, schema_version)) != manifest.hash:
         raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
     return manifest, rows
 
@@ -341,9 +377,9 @@ def read_manifest(path: Path) -> Manifest:
         raise SnapshotError(f"{path} is no snapshot: {file.name}: {e.strerror}") from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise SnapshotError(f"{file} is no manifest: {e}") from e
-    if manifest.schema_version != SCHEMA_VERSION:
+    if not 1 <= manifest.schema_version <= SCHEMA_VERSION:
         raise SnapshotError(
-            f"{file}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}"
+            f"{file}: schema version {manifest.schema_version}, this release reads 1 to {SCHEMA_VERSION}"
         )
     return manifest
 
@@ -407,7 +443,7 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
     out_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
     try:
-        for table, schema in SCHEMAS.items():
+        for table, schema in _SCHEMAS.items():
             pq.write_table(pa.Table.from_pylist(rows[table], schema=schema), building / f"{table}.parquet")
         (building / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         for file in (*building.iterdir(), building):
@@ -442,8 +478,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(file: Path, table: str) -> list[Row]:
-    schema = SCHEMAS[table]
+def _read(file: Path, table: str, schema_version: int) -> list[Row]:
+    schema = schema_of(table, schema_version)
     try:
         found = pq.read_table(file)
     except FileNotFoundError as e:
@@ -542,6 +578,7 @@ def _grade_row(grade: Grade, split: Split) -> Row:
         "kind": grade.kind.value,
         "inferred": grade.inferred,
         "reason": grade.reason,
+        "dimensions": {name: grade.dimensions.get(name) for name in DIMENSIONS},
         "prompt_digest": grade.prompt_digest,
         "response_id": grade.response_id,
         "adapter": grade.adapter,
@@ -565,6 +602,7 @@ def _grade(row: Row) -> Grade:
         p=row["p"],
         weight=row["weight"],
         reason=row["reason"],
+        dimensions={name: said for name, said in row.get("dimensions", {}).items() if said is not None},
         event_ids=tuple(row["event_ids"]),
         at=row["at"],
     )

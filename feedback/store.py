@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback import database
 from feedback.derivation import Asked, Derived
-from feedback.events import Event
+from feedback.events import Event, SignalKind
 from feedback.records import Demonstration, Grade, Pair
 
 What = Literal["grade", "pair", "demonstration", "asked"]
@@ -214,6 +214,13 @@ def conversation_ids(tx: sa.Connection, after: str, limit: int) -> list[str]:
     return list(tx.scalars(sa.select(column).distinct().where(column > after).order_by(column).limit(limit)))
 
 
+def conversations_with(tx: sa.Connection, what: What, kinds: Collection[SignalKind]) -> list[str]:
+    """Conversations that gave rows of these kinds, in order of id."""
+    column = derived.c.conversation_id
+    among = (derived.c.what == what, derived.c.kind.in_([kind.value for kind in kinds]))
+    return list(tx.scalars(sa.select(column).distinct().where(*among).order_by(column)))
+
+
 def replace_derived(
     tx: sa.Connection, by_conversation: Mapping[str, Derived], *, fresh: Collection[str] = ()
 ) -> Kinds:
@@ -249,8 +256,10 @@ def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
 
 
 def arrived_weight(tx: sa.Connection) -> float:
-    """Weight of all grades and pairs so far, before caps."""
-    query = sa.select(sa.func.sum(derived.c.weight)).where(derived.c.what.in_(("grade", "pair")))
+    """Weight of all grades and pairs so far that come from people, before caps."""
+    query = sa.select(sa.func.sum(derived.c.weight)).where(
+        derived.c.what.in_(("grade", "pair")), derived.c.kind != SignalKind.JUDGEMENT.value
+    )
     return float(tx.scalar(query) or 0.0)
 
 

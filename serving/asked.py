@@ -92,7 +92,7 @@ _encoder = msgspec.json.Encoder()
 
 def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
     """Raises: BadRequest naming the field in `param` and what to send instead."""
-    raw = decode_object(body)
+    raw = without_nulls(decode_object(body))
     fields = _typed(raw)
     _refuse_unknown(raw)
     _check_messages(fields.messages)
@@ -118,18 +118,20 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
     )
 
 
-def decode_object(body: bytes, *, nulls: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A JSON object without its nulls, which mean the same as absent but in the fields `nulls`.
-
-    Raises: BadRequest.
-    """
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises: BadRequest."""
     try:
         raw = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadRequest(f"the body is not valid JSON: {e}", code="invalid_json") from e
     if not isinstance(raw, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    return {k: v for k, v in raw.items() if v is not None or k in nulls}
+    return raw
+
+
+def without_nulls(raw: dict[str, Any], *, keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """A null means the same as an absent field, but in the fields `keep`."""
+    return {k: v for k, v in raw.items() if v is not None or k in keep}
 
 
 def for_engine(asked: Asked, adapter: str, cache_salt: str) -> bytes:
@@ -152,6 +154,11 @@ def identify(asked: Asked, owner: str, secret: bytes) -> tuple[str, IdentitySour
     who = f"{owner}\x1f{asked.user}\x1f".encode("utf-8", "surrogatepass")
     name = blake2b(who + what, digest_size=16, key=secret[:64], person=b"conversation").hexdigest()
     return name, IdentitySource.USER if asked.user else IdentitySource.HISTORY
+
+
+def conversation_key(owner: str, conversation: str) -> str:
+    """Names the conversation in the log: what an owner calls it is nobody else's."""
+    return f"{owner}/{conversation}"
 
 
 def _typed(raw: dict[str, Any]) -> _Fields:

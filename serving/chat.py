@@ -19,7 +19,7 @@ from feedback.events import IdentitySource, TurnRecorded, TurnStatus
 from feedback.privacy import pseudonym
 from ops.traffic import Assignment
 from serving.asgi import ClientGone, Outlet, Receive, Scope, Send, read_json
-from serving.asked import Asked, for_engine, identify, parse
+from serving.asked import Asked, conversation_key, for_engine, identify, parse
 from serving.auth import Authenticator, Principal
 from serving.config import Gateway
 from serving.errors import EngineBroke, NotRecorded, Overloaded, ServingError, ShuttingDown
@@ -128,7 +128,7 @@ class Turn:
         TURNS.labels(self.assignment.adapter, self.assignment.arm, label, status.value).inc()
         return TurnRecorded(
             response_id=self.response_id,
-            conversation_id=f"{self._principal.owner}/{self._conversation}",
+            conversation_id=conversation_key(self._principal.owner, self._conversation),
             identity=self._identity,
             principal=self._principal.owner,
             user=self._user,
@@ -235,7 +235,7 @@ class Chat:
         self._recorder.admit()
         conversation, identity = identify(asked, principal.owner, self._secret)
         user = pseudonym(self._secret, principal.owner, asked.user)
-        unit = user if asked.user else f"{principal.owner}/{conversation}"
+        unit = user if asked.user else conversation_key(principal.owner, conversation)
         assignment = choose(self._router.current(), asked.model, unit)
         return Turn(asked, principal, conversation, identity, user, assignment, response_id, started)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from feedback import codec
 from feedback.eventlog import EventLog, topic_of
 from feedback.events import (
@@ -89,6 +91,13 @@ def signal(
             **fields,
         )
     )
+
+
+def of_conversation(among: Event, kind: SignalKind, **how: Any) -> Event:
+    """As `signal`, but about the conversation that the turn is in."""
+    said = signal(among, kind, **how)
+    assert isinstance(said.data, SignalReceived)
+    return signal_event(msgspec.structs.replace(said.data, signal_id=f"c-{said.id}", response_id=""))
 
 
 def thumb(about: Event, up: bool | None, *, at: float = 60.0, who: str | None = None) -> Event:

@@ -100,6 +100,19 @@ def test_little_gold_moves_the_prior_by_its_share():
     assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).mean == 0.826087
 
 
+def test_outcomes_are_fitted_by_their_own_prior():
+    """Five right, five wrong: (20 * 0.8 + 5) / 30 = 0.7, so 0.8 becomes 0.5 + 0.3 * 0.4 / 0.6 = 0.7."""
+    gold = [preferred(n, about=n, who=f"judge{n}") for n in range(10)]
+    said = [
+        grade(n, about=n, reply="Good.", up=n < 5, who=f"u{n}", kind=SignalKind.OUTCOME) for n in range(10)
+    ]
+    outcomes = [msgspec.structs.replace(g, p=0.8 if g.p > 0.5 else 0.2) for g in said]
+    fit = accuracy.fit(outcomes, gold)
+    assert of(fit, SignalKind.OUTCOME).mean == 0.7
+    relabelled = accuracy.relabel_grades(outcomes, fit, accuracy.tiers_of(outcomes))
+    assert [g.p for g in relabelled] == [0.7] * 5 + [0.3] * 5
+
+
 def test_nobody_is_measured_by_their_own_gold():
     """Otherwise an account proves itself right."""
     gold, thumb = preferred(1, about=1, who="ann"), grade(1, about=1, reply="Good.", up=True, who="ann")

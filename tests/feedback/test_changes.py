@@ -237,6 +237,19 @@ def test_another_release_is_named_where_the_events_are_the_same(whole):
     assert row.detail == f"{old.manifest.code_version} → 0.2.0 derivation 3"
 
 
+def test_judgements_weigh_beside_peoples_word(whole):
+    """Their share follows everybody's rows, so neither the judge nor its account is to blame."""
+    as_judged = [
+        msgspec.structs.replace(p, kind=SignalKind.JUDGEMENT, user="judge-1", raters=()) for p in whole.pairs
+    ]
+    old = msgspec.structs.replace(whole, pairs=as_judged)
+    lighter = [msgspec.structs.replace(p, weight=p.weight / 2) for p in as_judged]
+    new = msgspec.structs.replace(whole, pairs=lighter)
+    assert causes(changes.compare(old, new), Change.REWEIGHTED) == {Why.OTHERS}
+    capped = msgspec.structs.replace(new, manifest=msgspec.structs.replace(whole.manifest, judgement_cap=0.1))
+    assert causes(changes.compare(old, capped), Change.REWEIGHTED) == {Why.SETTINGS}
+
+
 def test_a_setting_explains_only_what_it_can(whole):
     """Caps weigh rows; they bring and take none."""
     wider = msgspec.structs.replace(whole.manifest, account_cap=0.2)

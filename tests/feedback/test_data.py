@@ -62,7 +62,7 @@ def test_diff_explains_in_tables_and_in_json(site, ratchet):
     told = json.loads(ratchet("diff", old, new, "--json"))
     assert (told["old"], told["new"]) == (old, new)
     assert told["changed"] > len(told["rows"]) == 20
-    assert {"added", "re-weighted"} <= {total["change"] for total in told["totals"]}
+    assert {"added", "rewritten"} <= {total["change"] for total in told["totals"]}
     whole = json.loads(ratchet("diff", old, new, "--json", "--rows"))
     assert len(whole["rows"]) == whole["changed"] == told["changed"]
     assert whole["rows"][:20] == told["rows"]

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.derivation import derive
-from feedback.events import Event, SignalKind
-from tests.feedback.builders import signal, thumb, turn
+from feedback.events import OF_CONVERSATIONS, Event, SignalKind
+from tests.feedback.builders import of_conversation, signal, thumb, turn
 
 QUESTION = "How do I reset my password?"
 BAD = turn("r1", QUESTION, "Click around until something happens.")
@@ -37,3 +37,53 @@ def test_a_conversation_with_retracted_signals_is_one_without_them(events: list[
 def test_each_of_them_counts_until_it_is_taken_back(given: Event) -> None:
     """Else the law above would hold for signals that say nothing."""
     assert derive([*STANDS, given], retry_window_s=2.0) != derive(STANDS, retry_window_s=2.0)
+
+
+OTHER = {"other_response_id": "r2"}
+WORDS = {
+    SignalKind.THUMB: ({"value": 1.0}, {"value": None}),
+    SignalKind.RATING: ({"value": 0.2, "dimensions": {"honest": 0.2}}, {"value": None}),
+    SignalKind.OUTCOME: ({"value": 1.0}, {"value": None}),
+    SignalKind.LABEL: ({"value": 0.1}, {"value": None}),
+    SignalKind.COMMENT: ({"value": 0.0, "text": "bad"}, {"text": None}),
+    SignalKind.EDIT: ({"text": "Click until the page opens."}, {"text": None}),
+    SignalKind.COMPARISON: ({"value": 0.0, **OTHER}, {"value": None, **OTHER}),
+    SignalKind.REGENERATION: (OTHER, {"value": 0.0, **OTHER}),
+    SignalKind.CORRECTION: ({}, {"value": 0.0}),
+    SignalKind.REPHRASE: ({}, {"value": 0.0}),
+    SignalKind.COPY: ({}, {"value": 0.0}),
+    SignalKind.CONTINUATION: ({}, {"value": 0.0}),
+    SignalKind.THANKS: ({}, {"value": 0.0}),
+}
+"""Of each kind that clients send, a word that says something and one that takes it back."""
+SAID = st.tuples(st.sampled_from(list(WORDS)), st.sampled_from(["ann", "bob"]), st.booleans())
+
+
+def word(kind: SignalKind, whole: bool, **how: object) -> Event:
+    """Of BAD, or of its whole conversation where there is such a word."""
+    say = of_conversation if whole and kind in OF_CONVERSATIONS else signal
+    return say(BAD, kind, **how)
+
+
+@given(said=st.lists(SAID, max_size=12), data=st.data())
+def test_whatever_was_said_and_taken_back_leaves_no_row(said, data) -> None:
+    """Any kinds, by anybody, again and again, about a reply or the conversation, read in any order."""
+    given = [
+        word(kind, whole, at=60 + n, who=who, **WORDS[kind][0]) for n, (kind, who, whole) in enumerate(said)
+    ]
+    taken_back = [
+        word(kind, whole, at=90 + n, who=who, **WORDS[kind][1]) for n, (kind, who, whole) in enumerate(said)
+    ]
+    events = data.draw(st.permutations([BAD, GOOD, *given, *taken_back]))
+    assert derive(events, retry_window_s=2.0) == derive([BAD, GOOD], retry_window_s=2.0)
+    assert derive([BAD, GOOD], retry_window_s=2.0).grades == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"), [*((k, False) for k in WORDS), *((k, True) for k in WORDS if k in OF_CONVERSATIONS)]
+)
+def test_each_kind_leaves_rows_until_it_is_taken_back(kind, whole) -> None:
+    """Else the law above would hold for words that say nothing; weak ones count beside another one."""
+    others = [BAD, GOOD, thumb(GOOD, True, who="zoe"), thumb(BAD, False, who="zoe")]
+    said = word(kind, whole, **WORDS[kind][0])
+    assert derive([*others, said], retry_window_s=2.0) != derive(others, retry_window_s=2.0)

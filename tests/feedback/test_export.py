@@ -88,10 +88,10 @@ def test_rows_that_say_nothing_without_soft_labels_are_left_out(snapshot, tmp_pa
     faded = Path(shutil.copytree(snapshot.path, tmp_path / "faded"))
     manifest, rows = snapshots.rows_of(faded)
     rows["grades"][0]["p"], rows["grades"][1]["weight"] = 0.5, 0.0
-    table = pa.Table.from_pylist(rows["grades"], schema=snapshots.SCHEMAS["grades"])
+    table = pa.Table.from_pylist(rows["grades"], schema=snapshots.schema_of("grades"))
     pq.write_table(table, faded / "grades.parquet")
     file = faded / "manifest.json"
-    file.write_text(file.read_text().replace(manifest.hash, snapshots.hash_of(rows)))
+    file.write_text(file.read_text().replace(manifest.hash, snapshots.hash_of(rows, manifest.schema_version)))
     assert export.export(faded, tmp_path / "trl", "trl").silent == 2
     kept = sum(f.rows for f in export.export(faded, tmp_path / "trl2", "trl").files if f.table == "grades")
     assert kept == manifest.rows["grades"] - 2
@@ -110,6 +110,15 @@ def test_the_card_says_what_is_there(snapshot, tmp_path, form):
     assert snapshot.manifest.hash in card and "No licence is set" in card
     assert ("**Soft labels and weights are not used by" in card) == (form != "jsonl")
     assert "license:" not in card
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_snapshot_of_an_earlier_schema_is_exported_with_the_columns_it_has(tmp_path, form):
+    """Schema 1 knew no dimensions."""
+    old = Path(__file__).parent / "recorded" / "snapshot-schema-1"
+    done = export.export(old, tmp_path / "out", form)
+    assert sum(file.rows for file in done.files) > 0
+    assert "dimensions" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_column_is_explained():

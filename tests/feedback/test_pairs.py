@@ -19,7 +19,7 @@ from feedback.pairs import (
     split_of,
 )
 from feedback.records import Demonstration, Grade, Pair
-from tests.feedback.builders import assistant, signal, system, thumb, turn, user
+from tests.feedback.builders import assistant, of_conversation, signal, system, thumb, turn, user
 
 QUESTION = "How do I reset my password?"
 BAD = "Click around until something happens."
@@ -61,8 +61,17 @@ def test_a_regeneration_that_was_kept_is_a_pair():
     assert found.prompt == (user(QUESTION),)
 
 
-@pytest.mark.parametrize("kept", [thumb(SECOND, True), signal(SECOND, SignalKind.COPY)])
-def test_a_thumb_or_a_copy_keeps_a_reply_too(kept):
+@pytest.mark.parametrize(
+    "kept",
+    [
+        thumb(SECOND, True),
+        signal(SECOND, SignalKind.COPY),
+        signal(SECOND, SignalKind.OUTCOME, value=1.0),
+        of_conversation(SECOND, SignalKind.THUMB, value=1.0),
+    ],
+    ids=lambda event: event.id,
+)
+def test_a_word_for_a_reply_or_a_copy_keeps_it_too(kept):
     assert ids(pairs(FIRST, SECOND, kept)) == [("r2", "r1")]
 
 
@@ -73,9 +82,10 @@ def test_a_thumb_or_a_copy_keeps_a_reply_too(kept):
         (goes_on(BAD),),
         (goes_on(GOOD, "That is wrong."),),
         (goes_on(GOOD), thumb(SECOND, False)),
+        (goes_on(GOOD, at=90), of_conversation(SECOND, SignalKind.OUTCOME, value=0.0)),
         (thumb(SECOND, True), thumb(FIRST, True)),
     ],
-    ids=["nothing follows", "went on from the first", "objected", "thumb down", "liked both"],
+    ids=["nothing follows", "went on from the first", "objected", "thumb down", "task failed", "liked both"],
 )
 def test_a_regeneration_that_was_not_clearly_kept_is_no_pair(events):
     assert pairs(FIRST, SECOND, *events) == []
@@ -196,6 +206,13 @@ def test_a_thumb_up_and_a_thumb_down_on_one_prompt_state_make_a_pair():
     assert found.p == pytest.approx(0.9)  # (1 + 0.9 - 0.1) / 2
     assert found.weight == pytest.approx(0.5)  # the lighter of 0.5 and 0.7
     assert len(found.event_ids) == 4
+
+
+def test_outcomes_of_two_replies_to_one_prompt_state_make_a_pair():
+    """(1 + 0.8 - 0.2) / 2 = 0.8, with the weight of an outcome."""
+    tasks = [graded(t, signal(t, SignalKind.OUTCOME, value=v)) for t, v in ((FIRST, 0.0), (SECOND, 1.0))]
+    (found,) = contrast([g for made in tasks for g in made])
+    assert (found.chosen, found.p, found.weight) == (GOOD, pytest.approx(0.8), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from feedback import accuracy, report, snapshots
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
-from feedback.events import SignalKind
+from feedback.events import Event, SignalKind
 from feedback.pairs import cluster_of
 from feedback.raters import raters_of
 from tests.feedback.builders import signal, thumb, turn
-from tests.feedback.example import CONFIG, EVENTS, NOW, built, contradicted, fold
+from tests.feedback.example import CONFIG, EVENTS, NOW, built, contradicted, fold, talk
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_one_account_cannot_fill_a_snapshot(tmp_path):
     """A flood of one user's thumbs against 60 users of one thumb each: 5 % of the weight is left to it."""
     flood = []
     for n in range(100):
-        t = turn(f"f{n}", f"Question about subject{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
+        t = turn(f"f{n}", f"Question about matter1{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
         flood += [t, thumb(t, True)]
     for n in range(60):
         t = turn(f"g{n}", f"Question about matter{n}?", f"Reply {n}.", conversation=f"g{n}", who=f"v{n}")
@@ -201,6 +201,82 @@ def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
     assert {g.p for g in found if g.kind is SignalKind.THUMB} == {0.5}
 
 
+# --- a machine's judgements
+
+
+def judged(n: int, *, at: float | None = None) -> Event:
+    """The judge on the two replies of `talk(n)`, in favour of the second; all within a second by default."""
+    first = talk(n)[0]
+    return signal(
+        first,
+        SignalKind.JUDGEMENT,
+        at=1000 + n / 20 if at is None else at,
+        who="judge-1",
+        value=0.0,
+        other_response_id=f"b{n}",
+    )
+
+
+JUDGED = [judged(n) for n in range(12)]
+"""Weight 0.3 each, 3.6 together."""
+
+
+def weights(snapshot: snapshots.Snapshot, *, judgements: bool) -> float:
+    rows = [r for r in (*snapshot.pairs, *snapshot.grades) if snapshot.split_of(r) == "train"]
+    return sum(r.weight for r in rows if (r.kind is SignalKind.JUDGEMENT) == judgements)
+
+
+@pytest.mark.parametrize("cap", [0.3, 0.05])
+def test_judgements_have_their_share_of_the_training_weight_and_the_manifest_says_so(tmp_path, capsys, cap):
+    config = Pipeline(heldout_fraction=0.0, judgement_cap=cap)
+    manifest = built(tmp_path, [*EVENTS, *JUDGED], config=config)
+    snapshot = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    machine, people = weights(snapshot, judgements=True), weights(snapshot, judgements=False)
+    uncapped = 3.6 / (3.6 + people)
+    assert 0.05 < uncapped < 0.3
+    assert machine / (machine + people) == pytest.approx(min(cap, uncapped), abs=1e-5)
+    assert (manifest.judgement_cap, manifest.kinds["pairs"]["judgement"]) == (cap, 12)
+    assert manifest.judgement_share == pytest.approx(min(cap, uncapped), abs=1e-5)
+    report.manifest(manifest, as_json=False)
+    assert f"{cap:.1%} of the training weight" in capsys.readouterr().out
+
+
+def test_a_judge_is_no_account(tmp_path):
+    """Its hundred answers a minute are no burst, its weight is nobody's share, its taste no vote: the rows
+    of people are what they are without it."""
+    config = Pipeline(heldout_fraction=0.0)
+    manifest = built(tmp_path, [*EVENTS, *JUDGED], config=config)
+    without = built(tmp_path / "without", EVENTS, config=config)
+    found = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    plain = snapshots.load(tmp_path / "without" / "snapshots" / without.name)
+    assert [p for p in found.pairs if p.kind is not SignalKind.JUDGEMENT] == plain.pairs
+    assert (found.grades, manifest.quarantined) == (plain.grades, without.quarantined)
+
+
+def test_judgements_are_never_held_out(tmp_path):
+    """Gates decide by held-out rows: those are people's."""
+    manifest = built(tmp_path, [*EVENTS, *JUDGED])
+    snapshot = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    judged_rows = [p for p in snapshot.pairs if p.kind is SignalKind.JUDGEMENT]
+    assert 0 < len(judged_rows) < 12
+    assert {snapshot.split_of(p) for p in judged_rows} == {"train"}
+    assert manifest.set_aside == built(tmp_path / "without", EVENTS).set_aside + 12 - len(judged_rows)
+
+
+def test_judgements_replay_to_the_same_snapshot(tmp_path):
+    config = Pipeline(heldout_fraction=0.0, judgement_cap=0.05)
+    forth = built(tmp_path / "forth", [*EVENTS, *JUDGED], config=config)
+    back = built(tmp_path / "back", [*JUDGED[::-1], *EVENTS[::-1], *JUDGED], together=3, config=config)
+    assert back.hash == forth.hash
+
+
+def test_a_judge_alone_starts_no_turn(tmp_path):
+    """The learner waits for people's weight."""
+    manifest = built(tmp_path, EVENTS)
+    fold(f"sqlite:///{tmp_path}/state.db", JUDGED)
+    assert snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", manifest.name) == 0.0
+
+
 # --- damaged snapshots
 
 
@@ -257,8 +333,31 @@ def test_a_folder_without_manifest_is_no_snapshot(tmp_path):
 def test_a_manifest_of_another_schema_is_refused(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1"):
+    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1 to 2"):
         snapshots.load(copied)
+
+
+def test_a_snapshot_of_an_earlier_schema_is_still_read():
+    """What an adapter learned from must stay readable. Written by the last release with schema 1."""
+    snapshot = snapshots.load(Path(__file__).parent / "recorded" / "snapshot-schema-1")
+    assert (snapshot.manifest.schema_version, snapshot.manifest.name) == (1, "snapshot-348b53c1cf2d")
+    assert sorted(g.kind for g in snapshot.grades) == ["rating", "thumb", "thumb"]
+    assert [g.dimensions for g in snapshot.grades] == [{}, {}, {}]
+
+
+def test_the_dimensions_of_a_rating_survive_parquet(tmp_path):
+    """A struct with a field for each, null where nothing was said: `datasets` reads it as it is."""
+    asked = turn("r1", "What is a warranty?", "A promise of the maker.")
+    told_apart = signal(asked, SignalKind.RATING, value=0.625, dimensions={"helpful": 0.25, "honest": 1.0})
+    manifest = built(tmp_path, [asked, told_apart, thumb(asked, True)])
+    folder = tmp_path / "snapshots" / manifest.name
+    written = {r["kind"]: r["dimensions"] for r in pq.read_table(folder / "grades.parquet").to_pylist()}
+    assert written == {
+        "rating": {"helpful": 0.25, "honest": 1.0, "harmless": None},
+        "thumb": {"helpful": None, "honest": None, "harmless": None},
+    }
+    read = {g.kind: g.dimensions for g in snapshots.load(folder).grades}
+    assert read == {SignalKind.RATING: {"helpful": 0.25, "honest": 1.0}, SignalKind.THUMB: {}}
 
 
 def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
