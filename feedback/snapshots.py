@@ -102,12 +102,13 @@ _SCHEMAS = {
 TABLES = tuple(_SCHEMAS)
 _SINCE = {("grades", "dimensions"): 2}
 """The schema version that a column came with; those not named here were always there."""
-_IDS = {
+IDS = {
     "pairs": "pair_id",
     "grades": "grade_id",
     "demonstrations": "demonstration_id",
     "prompts": "prompt_digest",
 }
+"""The column of each table that names its rows."""
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 """Rows of each table, in order of id: what is hashed and what is written."""
@@ -165,8 +166,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     splits: dict[str, Split]
     """Split by the id of a pair, grade or demonstration."""
 
+    @property
+    def rows(self) -> list[Pair | Grade | Demonstration]:
+        """Every row that has events behind it."""
+        return [*self.pairs, *self.grades, *self.demonstrations]
+
     def split_of(self, row: Pair | Grade | Demonstration | PromptState) -> Split:
-        return row.split if isinstance(row, PromptState) else self.splits[_id_of(row)]
+        return row.split if isinstance(row, PromptState) else self.splits[id_of(row)]
 
 
 class Assembled(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,26 +186,14 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: tuple[trust.Quarantined, ...]
 
 
-class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a snapshot and the events behind it, in order of time."""
-
-    snapshot: str
-    pair: Pair
-    split: Split
-    events: list[bytes]
-
-
 def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     """Write everything there is to learn from at this moment to `out_dir/<name>`.
 
     Building twice from the same events gives the first snapshot again.
     Raises: SnapshotError when there is nothing to learn from yet; StateUnavailable.
     """
-    state = store.open_state(state_url)
-    try:
+    with store.opened(state_url) as state:
         return build_from(state, out_dir, config, now)
-    finally:
-        state.dispose()
 
 
 def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
@@ -284,7 +278,7 @@ def assemble(
     instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
     share, heldout = _add_judgements(rows, instructive, config)
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
-    for table, column in _IDS.items():
+    for table, column in IDS.items():
         rows[table].sort(key=itemgetter(column))
     before, after = _weight(said, shown_pairs), _weight(weighed.grades, weighed.pairs)
     return Assembled(
@@ -354,16 +348,17 @@ def hash_of(rows: Mapping[str, list[Row]], schema_version: int) -> str:
     return digest.hexdigest()
 
 
+def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The columns that a table had in that schema version."""
+    return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
+
+
 def load(path: Path) -> Snapshot:
     """The snapshot in the folder `path`, checked against its manifest. Columns it is too old for are empty.
 
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
     """
-    manifest = read_manifest(path)
-    schema_version = manifest.schema_version
-    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
-    if (found := hash_of(rows, schema_version)) != manifest.hash:
-        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    manifest, rows = rows_of(path)
     return Snapshot(
         path=path,
         manifest=manifest,
@@ -371,8 +366,18 @@ def load(path: Path) -> Snapshot:
         grades=[_grade(row) for row in rows["grades"]],
         demonstrations=[_demonstration(row) for row in rows["demonstrations"]],
         prompts=[_prompt(row) for row in rows["prompts"]],
-        splits={row[_IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
+        splits={row[IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
     )
+
+
+def rows_of(path: Path) -> tuple[Manifest, Rows]:
+    """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: SnapshotError."""
+    manifest = read_manifest(path)
+    schema_version = manifest.schema_version
+    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
+    if (found := hash_of(rows, schema_version)) != manifest.hash:
+        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    return manifest, rows
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -397,42 +402,33 @@ def listed(snapshots_dir: Path) -> list[Manifest]:
     return sorted(found, key=lambda m: (m.created_at, m.name))
 
 
+def read_columns(file: Path, columns: Iterable[str]) -> list[Row]:
+    """A table's rows with those of the columns that it has; checks neither schema nor hash.
+
+    Raises: SnapshotError.
+    """
+    try:
+        there = pq.read_schema(file).names
+        rows: list[Row] = pq.read_table(file, columns=[c for c in columns if c in there]).to_pylist()
+    except FileNotFoundError as e:
+        raise SnapshotError(f"{file} is missing") from e
+    except (OSError, pa.ArrowException) as e:
+        raise SnapshotError(f"{file} is no Parquet file: {e}") from e
+    return rows
+
+
 def pending_weight(state_url: str, since_snapshot: str | None) -> float:
     """Weight of grades and pairs that came since the snapshot of that name was built; all of it for None.
 
     Raises: SnapshotError for a snapshot that was not built from this state; StateUnavailable.
     """
-    state = store.open_state(state_url)
-    try:
-        with database.reading(state) as tx:
-            before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
-            now = store.arrived_weight(tx)
-    finally:
-        state.dispose()
+    with store.opened(state_url) as state, database.reading(state) as tx:
+        before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
+        now = store.arrived_weight(tx)
+        place = state.url.render_as_string()
     if before is None:
-        raise SnapshotError(f"snapshot {since_snapshot!r} was not built from {state.url.render_as_string()}")
+        raise SnapshotError(f"snapshot {since_snapshot!r} was not built from {place}")
     return max(0.0, now - before)
-
-
-def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
-    """The newest snapshot's pair of that id, back to its events.
-
-    Raises: SnapshotError when no snapshot holds the pair; StateUnavailable.
-    """
-    for manifest in reversed(listed(snapshots_dir)):
-        snapshot = load(snapshots_dir / manifest.name)
-        pair = next((p for p in snapshot.pairs if p.pair_id == pair_id), None)
-        if pair is not None:
-            break
-    else:
-        raise SnapshotError(f"no snapshot in {snapshots_dir} holds a pair {pair_id!r}")
-    state = store.open_state(state_url)
-    try:
-        with database.reading(state) as tx:
-            events = store.payloads(tx, pair.event_ids)
-    finally:
-        state.dispose()
-    return Lineage(snapshot=manifest.name, pair=pair, split=snapshot.split_of(pair), events=events)
 
 
 def _prompt_states(asked: Iterable[Asked], heldout_fraction: float) -> Iterable[PromptState]:
@@ -494,12 +490,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _schema(table: str, version: int) -> pa.Schema:
-    return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
-
-
 def _read(file: Path, table: str, schema_version: int) -> list[Row]:
-    schema = _schema(table, schema_version)
+    schema = schema_of(table, schema_version)
     try:
         found = pq.read_table(file)
     except FileNotFoundError as e:
@@ -514,7 +506,7 @@ def _read(file: Path, table: str, schema_version: int) -> list[Row]:
     rows: list[Row] = found.select(schema.names).to_pylist()
     for number, row in enumerate(rows):
         if hole := _hole(row):
-            raise SnapshotError(f"{file} row {number} ({row[_IDS[table]]}): {hole}")
+            raise SnapshotError(f"{file} row {number} ({row[IDS[table]]}): {hole}")
     return rows
 
 
@@ -535,7 +527,7 @@ def _tally(rows: Iterable[Row], column: str) -> dict[str, int]:
     return dict(sorted(Counter(row[column] for row in rows).items()))
 
 
-def _id_of(row: Pair | Grade | Demonstration) -> str:
+def id_of(row: Pair | Grade | Demonstration) -> str:
     if isinstance(row, Pair):
         return row.pair_id
     return row.grade_id if isinstance(row, Grade) else row.demonstration_id

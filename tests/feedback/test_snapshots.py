@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -12,79 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import accuracy, codec, database, pipeline, report, snapshots, store
+from feedback import accuracy, report, snapshots
 from feedback.comparisons import TOO_FAST, Wins
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
-from feedback.eventlog import Position, Record, topic_of
 from feedback.events import Event, SignalKind
 from feedback.pairs import cluster_of
 from feedback.raters import raters_of
-from tests.feedback.builders import assistant, offered, preferred, signal, thumb, turn, user
+from tests.feedback.builders import offered, preferred, signal, thumb, turn
+from tests.feedback.example import CONFIG, EVENTS, NOW, built, contradicted, fold, talk
 
-NOW = datetime(2026, 3, 3, 9, 0, tzinfo=UTC)
-CONFIG = Pipeline(heldout_fraction=0.3)
 QUESTION = "How do I reset my password?"
 GOOD = "Open the settings, choose security and press reset."
 BAD = "Click around until something happens."
-TOPICS = ("password", "invoice", "shipping", "refund", "warranty", "newsletter")
-
-
-def talk(n: int) -> list[Event]:
-    """One conversation: two replies, one kept or edited, thumbs of the user and of a colleague."""
-    topic, who, conversation = TOPICS[n % len(TOPICS)], f"u{n % 7}", f"c{n}"
-    question = f"What about the {topic} of my account?"
-    first = turn(
-        f"a{n}", question, f"No idea about {topic} number {n % 3}.", conversation=conversation, who=who
-    )
-    better = f"Open the {topic} page number {n % 4}, choose your account and follow it."
-    second = turn(f"b{n}", question, better, at=20, conversation=conversation, who=who)
-    resent = better if n % 2 else better.replace("follow it", "then press save")
-    third = turn(
-        f"d{n}",
-        [user(question), assistant(resent), user("Great, and next?")],
-        "Done.",
-        at=60,
-        conversation=conversation,
-        who=who,
-    )
-    return [
-        first,
-        second,
-        third,
-        thumb(first, False, at=30),
-        thumb(first, n % 5 == 0, at=31),
-        thumb(second, True, at=32),
-        thumb(second, n % 3 == 0, at=33, who=f"u{(n + 1) % 7}"),
-        signal(second, SignalKind.COPY, at=34),
-    ]
-
-
-EVENTS = [event for n in range(12) for event in talk(n)]
-
-
-def fold(url: str, events: list[Event], *, together: int = 7) -> None:
-    """Fold events as if they lay in the log in this order, `together` per transaction."""
-    state = store.open_state(url)
-    offsets = {"turns": 0, "signals": 0}
-    records = []
-    for event in events:
-        topic = topic_of(event)
-        records.append(Record(Position(topic, 0, offsets[topic]), event.key, codec.encode(event), event.id))
-        offsets[topic] += 1
-    for start in range(0, len(records), together):
-        with database.writing(state) as tx:
-            pipeline.fold_records(tx, records[start : start + together], retry_window_s=2.0, now=NOW)
-    state.dispose()
-
-
-def built(
-    folder: Path, events: list[Event], *, together: int = 7, config: Pipeline = CONFIG
-) -> snapshots.Manifest:
-    folder.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{folder}/state.db"
-    fold(url, events, together=together)
-    return snapshots.build(url, folder / "snapshots", config, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -226,17 +166,6 @@ def test_thumbs_are_measured_against_their_users_habit(tmp_path):
     grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
     fans, critics = ({g.p for g in grades if g.user == who and g.p >= 0.5} for who in ("fan", "critic"))
     assert max(fans) < 0.9 < min(critics)
-
-
-def contradicted() -> list[Event]:
-    """Thirty people agree on two replies; one account says the contrary of everything, twelve times."""
-    events = []
-    for n in range(42):
-        good, who = n % 2 == 0, f"v{n}" if n < 30 else "mallory"
-        reply = "Open settings and press save." if good else "Read the manual yourself."
-        t = turn(f"m{n}", f"What about order{'x' * n}?", reply, at=40 * n, conversation=f"m{n}", who=who)
-        events += [t, thumb(t, good == (n < 30), at=40 * n + 10 + n % 7)]
-    return events
 
 
 def test_a_quarantine_is_told_and_the_rows_come_back_when_it_is_lifted(tmp_path, capsys):
@@ -489,7 +418,7 @@ def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
         snapshots.build(f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW)
 
 
-# --- what has arrived since, and where a pair comes from
+# --- what has arrived since
 
 
 def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
@@ -505,16 +434,3 @@ def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
 def test_pending_weight_of_a_foreign_snapshot_is_refused(tmp_path):
     with pytest.raises(SnapshotError, match="'snapshot-other' was not built from"):
         snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", "snapshot-other")
-
-
-def test_a_pair_leads_back_to_its_events(made):
-    folder, manifest = made
-    pair = snapshots.load(folder / "snapshots" / manifest.name).pairs[0]
-    found = snapshots.lineage(f"sqlite:///{folder}/state.db", folder / "snapshots", pair.pair_id)
-    assert (found.snapshot, found.pair) == (manifest.name, pair)
-    assert {codec.decode(raw).id for raw in found.events} == set(pair.event_ids)
-
-
-def test_an_unknown_pair_is_said(made):
-    with pytest.raises(SnapshotError, match="holds a pair 'pair-nonsense'"):
-        snapshots.lineage(f"sqlite:///{made[0]}/state.db", made[0] / "snapshots", "pair-nonsense")
