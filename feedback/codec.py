@@ -18,7 +18,7 @@ from feedback.sealing import DataKey
 SPEC_VERSION = "1.0"
 PERSONAL: dict[type, tuple[str, ...]] = {
     TurnRecorded: ("messages", "reply", "prompt_token_ids", "token_ids", "logprobs"),
-    SignalReceived: ("value", "text", "reasons", "dimensions"),
+    SignalReceived: ("value", "text", "reasons", "dimensions", "position_gaps"),
 }
 """What is sealed of each event."""
 
@@ -54,7 +54,7 @@ class Written(msgspec.Struct, frozen=True):
         """The pseudonym of whom it belongs to; empty when it belongs to nobody."""
         try:
             return _owners.decode(self.envelope.data).user
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _NO_EVENT:
             return ""
 
 
@@ -62,6 +62,8 @@ class _Owner(msgspec.Struct, frozen=True):
     user: str = ""
 
 
+_NO_EVENT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What bytes raise that are no JSON of ours; the last, when they are nested too deeply to be read."""
 _encoder = msgspec.json.Encoder()
 _envelopes = msgspec.json.Decoder(_Envelope)
 _owners = msgspec.json.Decoder(_Owner)
@@ -97,7 +99,7 @@ def read(raw: bytes) -> Written:
     """
     try:
         envelope = _envelopes.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except _NO_EVENT as e:
         raise CodecError(f"not a CloudEvents {SPEC_VERSION} JSON object ({e}): {raw[:80]!r}") from e
     if envelope.specversion != SPEC_VERSION:
         raise CodecError(f"specversion {envelope.specversion!r}, expected {SPEC_VERSION!r}")
@@ -154,7 +156,7 @@ def _joined(readable: bytes | msgspec.Raw, personal: bytes) -> bytes:
 def _event(envelope: _Envelope, data: bytes | msgspec.Raw) -> Event:
     try:
         found = _data.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except _NO_EVENT as e:
         raise CodecError(f"{envelope.type} {envelope.id!r}: {e}") from e
     return Event(
         id=envelope.id, source=envelope.source, time=envelope.time, key=envelope.partitionkey, data=found

@@ -56,16 +56,16 @@ def shred(state: sa.Engine, user: str, by: str, now: datetime) -> Erasure:
 def belongings(tx: sa.Connection, user: str) -> Belongings:
     """Reads every stored event once; memory holds the user's ids alone."""
     erased = frozenset(keyring.erased_keys(tx, user))
-    name = user.encode()
+    marks = [mark.encode() for mark in (user, *erased)]
     events: dict[str, tuple[str, ...]] = {}
     for event_id, conversation_id, raw in store.stored_events(tx):
-        if name in raw and _is_of(raw, user, erased):
+        if any(mark in raw for mark in marks) and _is_of(raw, user, erased):
             events[conversation_id] = (*events.get(conversation_id, ()), event_id)
     letters = store.load_dead_letters(tx)
     return Belongings(
         events=events,
         prompt_digests=frozenset(a.prompt_digest for a in store.asked_in(tx, events) if a.user == user),
-        dead_letters=tuple(d for d in letters if name in d.value and _is_of(d.value, user, erased)),
+        dead_letters=tuple(d for d in letters if _is_of(d.value, user, erased)),
     )
 
 
@@ -80,8 +80,7 @@ def forget(state: sa.Engine, found: Belongings, *, retry_window_s: float) -> Non
         with database.writing(state) as tx:
             _forget(tx, some, retry_window_s)
     with database.writing(state) as tx:
-        for letter in found.dead_letters:
-            store.remove_dead_letter(tx, letter)
+        store.remove_dead_letters(tx, [letter.place for letter in found.dead_letters])
 
 
 def follow(tx: sa.Connection, told: UserErased, *, retry_window_s: float) -> bool:
@@ -143,12 +142,12 @@ def _forget(tx: sa.Connection, events: Mapping[str, tuple[str, ...]], retry_wind
 
 
 def _is_of(raw: bytes, user: str, erased: frozenset[str]) -> bool:
-    """Whether this is an event of the user, from before the erasure."""
+    """Whether this is an event of the user, from before the erasure: theirs, or sealed under their key."""
     try:
         written = codec.read(raw)
     except CodecError:
         return False
-    return written.user == user and (written.key_id is None or written.key_id in erased)
+    return written.user == user if written.key_id is None else written.key_id in erased
 
 
 def _resealed(raw: bytes, user: str, key: Callable[[], DataKey]) -> bytes | None:

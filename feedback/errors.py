@@ -6,12 +6,15 @@ FeedbackError
 │   ├── UnknownEventType     an event type or major version this release does not know
 │   ├── KeyErased            an event whose user was erased: nobody can read it any more
 │   └── KeyUnknown           an event sealed under a key that this state database never had
+├── LimitExceeded        an event too large, or from another time, to be taken for what it says
 ├── LogError             the event log did not take or give what it was asked for
 │   ├── LogUnavailable       broker or file out of reach: try again later
 │   └── LogFull              no space left: nothing was written
 ├── StateUnavailable     the state database did not answer or is locked: try again later
 ├── SnapshotError        a snapshot that is missing, incomplete or not what its manifest says
 │   └── SnapshotErased       a snapshot that was removed because a user of it was erased
+├── ExportError          a place that an export cannot be written to, or nothing to write
+├── NothingFound         a row, reply, user or dead letter that is nowhere to be found
 └── UnknownUser          an end user of whom nothing is stored
 """
 
@@ -40,6 +43,10 @@ class KeyUnknown(CodecError):
     pass
 
 
+class LimitExceeded(FeedbackError):
+    pass
+
+
 class LogError(FeedbackError):
     pass
 
@@ -65,4 +72,12 @@ class SnapshotErased(SnapshotError):
 
 
 class UnknownUser(FeedbackError):
+    pass
+
+
+class ExportError(FeedbackError):
+    pass
+
+
+class NothingFound(FeedbackError):
     pass

@@ -11,21 +11,34 @@ from math import fsum
 
 import msgspec
 
+from feedback.comparisons import by_design
 from feedback.conversations import Conversation, Signal, Turn
 from feedback.events import Message, SignalKind
-from feedback.grades import COMPARISON_WEIGHT, EDIT_P, LABEL_WEIGHT, REGENERATION
+from feedback.grades import (
+    COMPARISON_WEIGHT,
+    EDIT_P,
+    JUDGEMENT,
+    LABEL_WEIGHT,
+    REGENERATION,
+    VOLUNTEERED,
+    Prior,
+)
 from feedback.implicit import MAX_EDIT_DISTANCE, MIN_EDIT_DISTANCE
 from feedback.records import Demonstration, Grade, Pair, Split
 from feedback.text import canonical, content_text, content_words, distance, near_duplicate_key, plain
 
 FULL_WEIGHT_EDIT_DISTANCE = 0.2
 """An edit that changes this share of the words, or more, has weight 1."""
+MIN_JUDGEMENT_LEAN = 0.1
+"""A judgement nearer to a tie than this, by |2 value - 1|, makes no pair; one that follows the order is."""
 MAX_CONTRASTS_PER_PROMPT = 64
 MAX_REPLIES_PER_SIDE = 32
 _SUBSTANTIVE_WORDS = 2
 """A first message with fewer content words is a greeting: it does not name what the conversation is about."""
 
-_EVALUATIVE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT})
+_EVALUATIVE = frozenset(
+    {SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT, SignalKind.OUTCOME}
+)
 _POSITIVE_DEEDS = frozenset({SignalKind.CONTINUATION, SignalKind.COPY, SignalKind.THANKS})
 _NEGATIVE_DEEDS = frozenset(
     {SignalKind.REGENERATION, SignalKind.EDIT, SignalKind.CORRECTION, SignalKind.REPHRASE}
@@ -43,6 +56,7 @@ def pair(conversation: Conversation, signals: Sequence[Signal]) -> list[Pair]:
             if s.kind in (SignalKind.COMPARISON, SignalKind.LABEL)
             for p in _compared(conversation, s)
         ),
+        *(p for s in signals if s.kind is SignalKind.JUDGEMENT for p in _judged(conversation, s)),
     ]
     merged: dict[str, Pair] = {}
     for made in sorted(found, key=lambda p: (p.pair_id, p.event_ids)):
@@ -142,7 +156,7 @@ def _kept(conversation: Conversation, signal: Signal, signals: Sequence[Signal])
     """The reply that a chain of regenerations ended at, if it was kept, over the one replaced here."""
     first = conversation.turn(signal.response_id)
     last = _end_of_chain(conversation, signal, signals)
-    if first is None or last is None or not _comparable(first, last):
+    if first is None or last is None or not comparable(first, last):
         return []
     evidence = _why_kept(last, signals)
     if not evidence or any(_is_positive(s) for s in signals if s.response_id == first.response_id):
@@ -204,25 +218,81 @@ def _is_negative(signal: Signal) -> bool:
 
 def _compared(conversation: Conversation, signal: Signal) -> list[Pair]:
     one, other = conversation.turn(signal.response_id), conversation.turn(signal.other_response_id)
-    if one is None or other is None or signal.value is None or not _comparable(one, other):
+    if one is None or other is None or signal.value is None or not comparable(one, other):
         return []
     chosen, rejected = (one, other) if signal.value >= 0.5 else (other, one)
-    weight = LABEL_WEIGHT if signal.kind is SignalKind.LABEL else COMPARISON_WEIGHT
-    p = max(signal.value, 1.0 - signal.value)
+    offered = by_design(conversation, signal)
+    if offered is not None and offered.dropped:
+        return []
+    p, weight = _preference(signal, max(signal.value, 1.0 - signal.value), volunteered=offered is None)
+    found = _pair(
+        rejected,
+        signal,
+        chosen=chosen,
+        rejected=rejected,
+        p=p,
+        weight=weight,
+        reason=f"{signal.kind} {p:.2f}{'' if offered is None else ' of two side by side'}",
+    )
+    return [found if offered is None else msgspec.structs.replace(found, by_design=True, propensity=1.0)]
+
+
+def _preference(signal: Signal, stated: float, *, volunteered: bool) -> Prior:
+    """Strength, 1/2..1, and weight of a stated preference; one that nobody asked for is less sure.
+
+    p = 1/2 + (2 VOLUNTEERED.p - 1) (stated - 1/2)
+    """
+    if signal.kind is SignalKind.LABEL:
+        return Prior(stated, LABEL_WEIGHT)
+    if volunteered:
+        return Prior(0.5 + (2.0 * VOLUNTEERED.p - 1.0) * (stated - 0.5), VOLUNTEERED.weight)
+    return Prior(stated, COMPARISON_WEIGHT)
+
+
+def _judged(conversation: Conversation, signal: Signal) -> list[Pair]:
+    """A machine's preference between two served replies, or for its own revision over the reply.
+
+        p = 1/2 + (JUDGEMENT.p - 1/2) lean        weight = JUDGEMENT.weight * lean        lean = |2 value - 1|
+
+    So a judge that is sure of itself gets the prior, which `accuracy` then fits.
+    """
+    turn, value = conversation.turn(signal.response_id), signal.value
+    if turn is None or value is None:
+        return []
+    sides = (
+        _served_sides(turn, conversation.turn(signal.other_response_id), value)
+        if signal.text is None
+        else _revised_sides(turn, signal.text, value)
+    )
+    lean = abs(2.0 * value - 1.0)
+    if sides is None or lean < MIN_JUDGEMENT_LEAN:
+        return []
     return [
         _pair(
-            rejected,
+            turn,
             signal,
-            chosen=chosen,
-            rejected=rejected,
-            p=p,
-            weight=weight,
-            reason=f"{signal.kind} {p:.2f}",
+            chosen=sides[0],
+            rejected=sides[1],
+            p=0.5 + (JUDGEMENT.p - 0.5) * lean,
+            weight=JUDGEMENT.weight * lean,
+            reason=f"judgement {0.5 + lean / 2.0:.2f}{'' if signal.text is None else ' of its own revision'}",
         )
     ]
 
 
-def _comparable(one: Turn, other: Turn) -> bool:
+def _served_sides(one: Turn, other: Turn | None, value: float) -> tuple[Turn | str, Turn] | None:
+    if other is None or not comparable(one, other):
+        return None
+    return (one, other) if value > 0.5 else (other, one)
+
+
+def _revised_sides(turn: Turn, revision: str, value: float) -> tuple[Turn | str, Turn] | None:
+    """The revision over the reply; never the other way round: nobody served the revision."""
+    worthwhile = turn.usable and value < 0.5 and distance(turn.reply, revision) >= MIN_EDIT_DISTANCE
+    return (revision, turn) if worthwhile else None
+
+
+def comparable(one: Turn, other: Turn) -> bool:
     """Two usable replies to the same prompt state that are not the same text."""
     return (
         one.usable
@@ -250,6 +320,7 @@ def _pair(
         kind=signal.kind,
         p=p,
         weight=weight,
+        propensity=min(t.propensity for t in (turn, rejected, chosen) if isinstance(t, Turn)),
         reason=reason,
         event_ids=tuple(sorted(turns | set(signal.event_ids))),
         at=signal.at,

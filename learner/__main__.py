@@ -6,14 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feedback.config import Deployment, Pipeline, read, section
-from feedback.errors import FeedbackError
-from learner.config import Learner
+from feedback.errors import ConfigError, FeedbackError
+from learner.config import Judge, Learner
 from learner.errors import LearnerError
 from ops.base_model import resolve
 from ops.config import Engine, replica_urls
@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--out", type=Path, default=Path("policy"), help="folder for the adapter")
     verbs.add_parser("turn", help="one turn of the loop: snapshot, reward model, PPO, evaluation, candidate")
     verbs.add_parser("serve", help="take a turn whenever enough new feedback has arrived")
+    judge = verbs.add_parser("judge", help="let a model compare replies by a written constitution")
+    judge.add_argument(
+        "--agreement", action="store_true", help="judge nothing: how far judges agree with people"
+    )
     verbs.add_parser("status", help="what the learner's runs have done")
     return top
 
@@ -65,6 +69,10 @@ def main(argv: list[str], config: Path | None) -> int:
         if args.verb == "sft":
             return sft(deployment, args)
         pipeline, engine = section(sections, "pipeline", Pipeline), section(sections, "engine", Engine)
+        if args.verb == "judge":
+            if args.agreement:
+                return agreement(deployment)
+            return judge(deployment, pipeline, section(sections, "judge", Judge))
         with progress_shown(sys.stderr.isatty()) as progress:
             from learner.turn import Setting
 
@@ -137,6 +145,52 @@ def serve(setting: "Setting", args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     turns.serve(setting, utc_now, stop.wait)
+    return 0
+
+
+def judge(deployment: Deployment, pipeline: Pipeline, config: Judge) -> int:
+    from feedback import store
+    from feedback.logs import open_log
+    from learner import judging
+    from learner.constitution import load
+    from learner.judge_endpoint import Endpoint
+    from ops.telemetry import serve_metrics
+
+    if not (config.url and config.model):
+        raise ConfigError("[judge] url and model must name an OpenAI-compatible endpoint and a model there")
+    setting = judging.Judging(
+        config=config,
+        constitution=load(Path(config.constitution) if config.constitution else None),
+        heldout_fraction=pipeline.heldout_fraction,
+        retry_window_s=pipeline.retry_window_s,
+    )
+    endpoint = Endpoint(
+        config.url,
+        config.model,
+        api_key=os.environ.get(config.api_key_env, ""),
+        timeout_s=config.timeout_s,
+    )
+    serve_metrics(config.metrics_port)
+    state = store.open_state(deployment.state)
+    with closing(open_log(deployment)) as log:
+        done = judging.run(setting, endpoint, state, log, utc_now)
+    state.dispose()
+    print(", ".join(f"{number} {outcome}" for outcome, number in sorted(done.items())) or "nothing to judge")
+    return 0
+
+
+def agreement(deployment: Deployment) -> int:
+    from rich.console import Console
+
+    from feedback import store
+    from learner import agreement as agreements
+
+    state = store.open_state(deployment.state)
+    found = agreements.measure(agreements.collect(state))
+    state.dispose()
+    agreements.write(found, path := deployment.data_dir / "judge" / "agreement.json")
+    Console().print(agreements.table(found) if found else "no judgements yet: ratchet learn judge")
+    print(path)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`[learner]`: when a turn runs, and how the reward model and the policy are trained."""
+"""`[learner]` and `[judge]`: when a turn runs, how its models are trained; who judges, and how much."""
 
 from typing import Literal
 
@@ -82,3 +82,38 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """CPU threads for training; 0: PyTorch's choice."""
     metrics_port: int = 9102
     """Prometheus metrics of the learner; 0: off."""
+
+
+class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[judge]`: AI feedback by written principles (`ratchet learn judge`)."""
+
+    url: str = ""
+    """Base URL of an OpenAI-compatible endpoint, such as `http://127.0.0.1:8001/v1`; empty: no judge."""
+    model: str = ""
+    """Name of the model to ask there."""
+    api_key_env: str = "RATCHET_JUDGE_KEY"
+    """Environment variable with the endpoint's key; no key is sent when it is not set."""
+    constitution: str = ""
+    """File of principles; empty: the one that ships with ratchet (`learner/constitution.toml`)."""
+    max_pairs: int = 200
+    """Pairs of replies that nobody has compared yet, judged per run at most."""
+    max_gold_pairs: int = 50
+    """Pairs that people have compared, judged per run at most to measure the judge; judged first."""
+    max_revisions: int = 20
+    """Disliked replies that are criticised, revised and compared with their revision, per run at most."""
+    max_concurrent: int = 4
+    """Pairs in work at the same time; each asks one question after another."""
+    timeout_s: float = 60.0
+    """Longest silence of the judge."""
+    answer_tokens: int = 8
+    """Room for the letter; some hundreds where the model thinks aloud first."""
+    revision_tokens: int = 512
+    """Longest critique, and longest revision; a longer one is not used."""
+    max_chars: int = 20_000
+    """Characters of the conversation that the judge sees; what is older is left out."""
+    metrics_port: int = 0
+    """Prometheus metrics while it judges; 0: off."""
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url {self.url!r} must begin with http:// or https://")

@@ -8,6 +8,9 @@ LearnerError
 │   ├── RatioError         new and old policy differ before the first optimizer step
 │   └── SamplerError       sampler and trainer disagree about the probability of the same tokens
 ├── CheckpointError    a checkpoint that is not whole, or belongs to another run
+├── ConstitutionError  a file of principles that cannot be used
+├── JudgeError         the judge gave no answer: out of reach, refusing, or no chat endpoint
+│   └── JudgeRefused       it would not take this one request, such as too long a conversation
 ├── Busy               another learner is taking a turn on the same runs
 └── SamplingError      no engine gave the samples that were asked for
 """
@@ -42,6 +45,18 @@ class SamplerError(GuardError):
 
 
 class CheckpointError(LearnerError):
+    pass
+
+
+class ConstitutionError(LearnerError):
+    pass
+
+
+class JudgeError(LearnerError):
+    pass
+
+
+class JudgeRefused(JudgeError):
     pass
 
 

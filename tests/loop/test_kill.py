@@ -207,7 +207,7 @@ def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) ->
     fresh = store.open_state(f"sqlite:///{tmp_path / 'fresh.db'}")
     copy_keys(state, fresh)
     state.dispose()
-    while pipeline.step(log, fresh, PIPELINE, now=NOON).records:
+    while pipeline.step(log, fresh, PIPELINE, now=datetime.now(UTC)).records:
         pass
     replayed = snapshots.build_from(fresh, tmp_path / "replayed", PIPELINE, NOON)
     fresh.dispose()

@@ -284,6 +284,27 @@ def test_dead_letters_of_the_user_go_too(place: "Place") -> None:
     assert place.found(MARKERS[2]) == set()
 
 
+def test_what_a_judge_wrote_of_her_reply_goes_too(place: "Place") -> None:
+    """A revision repeats what she was told: it is the judge's signal, and sealed under her key."""
+    asked = ann_says()[0]
+    place.say(asked, *bob_says())
+    said = signal(
+        asked,
+        SignalKind.JUDGEMENT,
+        who="judge-1",
+        value=0.1,
+        text=f"{MARKERS[2]} is better.",
+        reasons=("c 1",),
+    )
+    raw = codec.encode(said, place.ring.obtain(ANN))
+    place.log.append(Topic.SIGNALS, said.key, said.id, raw).result(timeout=5)
+    place.fold()
+    place.build()
+    assert place.found(MARKERS[2]) == {MARKERS[2]}
+    assert place.erase(ANN).events == 2
+    assert place.found(*MARKERS) == set()
+
+
 def test_what_a_killed_build_left_behind_goes_too(place: "Place") -> None:
     """Parquet files in a folder that never became a snapshot."""
     place.say(*ann_says())
