@@ -16,6 +16,7 @@ import pytest
 from feedback.conversations import fold
 from feedback.embedded import EmbeddedLog
 from feedback.events import DIMENSIONS, SignalKind, SignalReceived, signal_event
+from feedback.keyring import KeyRing
 from feedback.privacy import pseudonym
 from serving.app import build
 from serving.auth import Role
@@ -198,10 +199,13 @@ def test_replies_of_before_a_restart_take_feedback(gateway: Running, tmp_path: P
     """Any time later: all that is needed lies in the log."""
     response_id = reply(gateway, metadata={"conversation_id": "support-7"})
     gateway.log.close()
-    with closing(EmbeddedLog(tmp_path / "log.db")) as log:
-        app = build(Gateway(), log=log, registry=gateway.registry, keys=gateway.keys, secret=SECRET)
+    keys = KeyRing(f"sqlite:///{tmp_path / 'state.db'}")
+    with closing(EmbeddedLog(tmp_path / "log.db")) as log, closing(keys) as ring:
+        app = build(
+            Gateway(), log=log, registry=gateway.registry, keys=gateway.keys, ring=ring, secret=SECRET
+        )
         with serving(app) as url:
-            restarted = replace(gateway, url=url, log=log)
+            restarted = replace(gateway, url=url, log=log, ring=ring)
             for about in ({"response_id": response_id}, {"conversation_id": "support-7"}):
                 assert feedback(restarted, **about, kind="thumb", value=0).status_code == 200
             assert len(restarted.signals()) == 2
