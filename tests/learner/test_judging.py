@@ -219,7 +219,7 @@ def test_held_out_prompts_are_judged_only_to_measure_the_judge(world):
     """What is never trained on is no work for a judge."""
     heldout = next(n for n in range(99) if split_of(asked(n), (), heldout_fraction=0.3) == "heldout")
     first, second = both(heldout)
-    world.hears(first, second)
+    world.hears(first, second, thumb(first, False))
     assert world.judged_by(principled, heldout=0.3) == ({}, [])
     world.hears(signal(first, SignalKind.COMPARISON, value=0.0, other_response_id=second.data.response_id))
     assert world.judged_by(principled, heldout=0.3)[0] == {"judged": 1}
@@ -301,6 +301,15 @@ def test_a_judge_that_dies_loses_nothing_and_the_next_run_goes_on(world):
     assert [j.response_id for j in world.judgements()] == ["bad00", "bad01"]
     assert world.judged_by(principled)[0] == {"judged": 2}
     assert len({j.signal_id for j in world.judgements()}) == 4
+
+
+def test_a_judge_that_fails_is_not_asked_about_all_the_rest(world):
+    """Forty pairs would be forty timeouts."""
+    asked = []
+    world.hears(*[e for n in range(40) for e in both(n)])
+    with pytest.raises(JudgeError, match="answered 401"):
+        world.judged_by(lambda request: asked.append(request) or 401)
+    assert len(asked) < 40
 
 
 def test_what_is_in_work_when_the_judge_fails_is_kept(world):
