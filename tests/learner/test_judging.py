@@ -17,7 +17,7 @@ from feedback.eventlog import Topic
 from feedback.events import Event, SignalKind, SignalReceived
 from feedback.pairs import split_of
 from feedback.records import Pair
-from learner import judging
+from learner import agreement, judging
 from learner.__main__ import main
 from learner.config import Judge
 from learner.constitution import Constitution, Principle
@@ -385,3 +385,21 @@ def test_the_command_measures_agreement(world, capsys):
     overall, helpful = msgspec.json.decode(written)
     assert (overall["principle"], overall["with_people"], overall["agreed"]) == ("overall", 1, 1)
     assert (helpful["principle"], helpful["share"], helpful["flips"]) == ("helpful", 1.0, 0)
+
+
+@pytest.mark.parametrize(("about", "against"), [(0, 1), (1, 0)])
+def test_people_and_judge_are_compared_whichever_reply_each_speaks_of(world, about, against):
+    """Both prefer the good reply, the judge by 0.9; people spoke of the bad one."""
+    replies = both(7)
+    ids = [r.data.response_id for r in replies]
+    said = signal(replies[0], SignalKind.COMPARISON, value=0.0, other_response_id=ids[1], who="w")
+    judgement = signal(
+        replies[about],
+        SignalKind.JUDGEMENT,
+        value=0.9 if about == 1 else 0.1,
+        other_response_id=ids[against],
+        who="judge-1",
+    )
+    world.hears(*replies, said, judgement)
+    (overall,) = agreement.measure(agreement.collect(world.state))
+    assert (overall.with_people, overall.agreed) == (1, 1)
