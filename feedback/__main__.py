@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 from feedback.config import Deployment, Forward, Pipeline, read, section
@@ -36,15 +35,36 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("forward", help="move the embedded log on to Kafka until told to stop")
     data = verbs.add_parser("data", help="snapshots, and where their rows come from")
     what = data.add_subparsers(dest="what", required=True)
-    build = what.add_parser("build", help="write a snapshot of everything there is to learn from")
-    listing = what.add_parser("list", help="every snapshot, oldest first")
+    what.add_parser("build", help="write a snapshot of everything there is to learn from")
+    what.add_parser("list", help="every snapshot, oldest first")
     show = what.add_parser("show", help="what a snapshot holds, checked against its hash")
     show.add_argument("name", help="a snapshot's name, as `ratchet data list` prints it")
-    lineage = what.add_parser("lineage", help="a pair back to its events")
-    lineage.add_argument("pair_id", help="as in pairs.parquet")
-    for verb in (build, listing, show, lineage):
+    diff = what.add_parser("diff", help="what changed between two snapshots, and why")
+    diff.add_argument("old", help="the snapshot to start from")
+    diff.add_argument("new", help="the snapshot to end at")
+    diff.add_argument("--rows", action="store_true", help="every changed row, not only the largest changes")
+    _export_arguments(what.add_parser("export", help="a snapshot as files for other people's trainers"))
+    _lineage_arguments(what.add_parser("lineage", help="where a row comes from, where words went"))
+    dead = what.add_parser("dead-letters", help="records that could not be folded, and a second try")
+    choice = dead.add_mutually_exclusive_group()
+    choice.add_argument("--show", type=int, metavar="N", help="the Nth of the list, whole")
+    choice.add_argument("--replay", action="store_true", help="fold those that can be by now, each once")
+    for verb in what.choices.values():
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _export_arguments(export: argparse.ArgumentParser) -> None:
+    export.add_argument("name", help="a snapshot's name")
+    export.add_argument("folder", type=Path, help="a new folder: nothing is ever overwritten")
+    export.add_argument("--format", choices=("trl", "openrlhf", "jsonl"), default="trl", help="default: trl")
+    export.add_argument("--split", choices=("train", "heldout"), help="this split alone; default: both")
+
+
+def _lineage_arguments(lineage: argparse.ArgumentParser) -> None:
+    lineage.add_argument("id", nargs="?", help="a row's, a reply's, a snapshot's or a pseudonymous user's")
+    lineage.add_argument("--principal", metavar="OWNER", help="owner of the API key the user came with")
+    lineage.add_argument("--user", default="", metavar="NAME", help="the end user; default: the owner's own")
 
 
 def _pipeline(deployment: Deployment, config: Pipeline) -> int:
@@ -89,19 +109,9 @@ def _told_to_stop() -> threading.Event:
 
 
 def _data(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> int:
-    from feedback import report, snapshots
+    from feedback import data
 
-    directory = deployment.snapshots_dir
-    if args.what == "build":
-        deployment.data_dir.mkdir(parents=True, exist_ok=True)
-        made = snapshots.build(deployment.state, directory, config, datetime.now(UTC))
-        report.manifest(made, as_json=args.json)
-    elif args.what == "list":
-        report.manifests(snapshots.listed(directory), as_json=args.json)
-    elif args.what == "show":
-        report.manifest(snapshots.load(directory / args.name).manifest, as_json=args.json)
-    else:
-        report.lineage(snapshots.lineage(deployment.state, directory, args.pair_id), as_json=args.json)
+    data.VERBS[args.what](args, deployment, config)
     return 0
 
 

@@ -1,7 +1,7 @@
 """How often each kind of signal is right, fitted against the gold slice; the priors where there is no gold.
 
-Gold is what people said when asked side by side or as reviewers: comparisons and labels. Functions of a
-whole snapshot's rows, whatever their order.
+Gold is what people said when asked side by side, by design, or as reviewers: `gold`. Functions of a whole
+snapshot's rows, whatever their order.
 """
 
 from collections import Counter, defaultdict
@@ -19,11 +19,13 @@ from feedback.grades import (
     CORRECTION,
     EDIT_P,
     JUDGEMENT,
+    OUTCOME,
     RATING,
     REGENERATION,
     REPHRASE,
     THANKS,
     THUMB_UP,
+    VOLUNTEERED,
 )
 from feedback.records import Grade, Pair
 from feedback.text import canonical, plain
@@ -42,6 +44,7 @@ PRIORS = {
     SignalKind.THUMB: THUMB_UP.p,
     SignalKind.RATING: RATING[1].p,
     SignalKind.COMMENT: RATING[1].p,
+    SignalKind.OUTCOME: OUTCOME[1].p,
     SignalKind.CORRECTION: 1.0 - CORRECTION.p,
     SignalKind.REPHRASE: 1.0 - REPHRASE.p,
     SignalKind.COPY: COPY.p,
@@ -50,8 +53,9 @@ PRIORS = {
     SignalKind.REGENERATION: REGENERATION.p,
     SignalKind.EDIT: EDIT_P,
     SignalKind.JUDGEMENT: JUDGEMENT.p,
+    SignalKind.COMPARISON: VOLUNTEERED.p,
 }
-"""Probability that the signal points the right way. People's comparisons and labels are gold, not fitted."""
+"""Probability that the signal points the right way. What is gold is not fitted."""
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,10 +104,10 @@ def fit(grades: Iterable[Grade], pairs: Iterable[Pair]) -> Fit:
     for g in graded:
         if g.kind in PRIORS and g.p != 0.5:
             side = 1.0 if g.p > 0.5 else -1.0
-            gold = ruler.replies.get((g.prompt_digest, plain(g.reply)), ())
-            seen[g.kind, tiers[g.user]].append(side * _verdict(gold, g.user))
+            known = ruler.replies.get((g.prompt_digest, plain(g.reply)), ())
+            seen[g.kind, tiers[g.user]].append(side * _verdict(known, g.user))
     for p in paired:
-        if p.kind in PRIORS:
+        if p.kind in PRIORS and not gold(p):
             seen[p.kind, tiers[p.user]].append(_verdict(ruler.pairs.get(_sides(p), ()), p.user))
     return tuple(
         _posterior(kind, tier, seen[kind, tier]) for kind in sorted(PRIORS) for tier in ("new", "established")
@@ -126,10 +130,16 @@ def relabel_pairs(pairs: Iterable[Pair], accuracies: Fit, tiers: Mapping[str, Ti
     mean = {(a.kind, a.tier): a.mean for a in accuracies}
     return [
         msgspec.structs.replace(p, p=soft_label(p.p, PRIORS[p.kind], mean[p.kind, tiers[p.user]]))
-        if p.kind in PRIORS
+        if p.kind in PRIORS and not gold(p)
         else p
         for p in pairs
     ]
+
+
+def gold(pair: Pair) -> bool:
+    """Whether it is a ruler for others: a comparison by design, or an operator's label. Volunteered ones are
+    not: who picks what to compare, or invents users who do, would own the ruler."""
+    return pair.by_design or pair.kind is SignalKind.LABEL
 
 
 def soft_label(p: float, prior: float, mean: float) -> float:
@@ -157,12 +167,12 @@ def hash_of(accuracies: Fit) -> str:
 def _ruler(grades: Sequence[Grade], pairs: Sequence[Pair]) -> _Ruler:
     """All gold by what it speaks of. Labels are operators'; only comparisons share an account's allowance."""
     labels = [g for g in grades if g.kind is SignalKind.LABEL]
-    gold = [p for p in pairs if p.kind in (SignalKind.COMPARISON, SignalKind.LABEL)]
-    answers = Counter(p.user for p in gold if p.kind is SignalKind.COMPARISON)
+    golden = [p for p in pairs if gold(p)]
+    answers = Counter(p.user for p in golden if p.by_design)
     ruler = _Ruler(defaultdict(list), defaultdict(list))
     for g in labels:
         ruler.replies[g.prompt_digest, plain(g.reply)].append(_Gold(g.user, 2.0 * g.p - 1.0, 1.0))
-    for p in gold:
+    for p in golden:
         weight = min(1.0, GOLD_PER_ACCOUNT / answers[p.user]) if answers[p.user] else 1.0
         better, worse = _sides(p)
         lean = 2.0 * p.p - 1.0
@@ -176,9 +186,9 @@ def _sides(pair: Pair) -> tuple[_Reply, _Reply]:
     return (pair.prompt_digest, plain(pair.chosen)), (pair.prompt_digest, plain(pair.rejected))
 
 
-def _verdict(gold: Iterable[_Gold], user: str) -> float:
+def _verdict(known: Iterable[_Gold], user: str) -> float:
     """What others' gold says, -1..1: its weighted sum, of which at most one answer's worth counts."""
-    said = fsum(g.lean * g.weight for g in gold if g.account != user)
+    said = fsum(g.lean * g.weight for g in known if g.account != user)
     return min(1.0, max(-1.0, said))
 
 

@@ -21,6 +21,8 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     datacontenttype: str = "application/json"
 
 
+_NO_EVENT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What bytes raise that are no JSON of ours; the last, when they are nested too deeply to be read."""
 _encoder = msgspec.json.Encoder()
 _envelopes = msgspec.json.Decoder(_Envelope)
 _data = msgspec.json.Decoder(Data)
@@ -50,7 +52,7 @@ def decode(raw: bytes) -> Event:
     """
     try:
         envelope = _envelopes.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except _NO_EVENT as e:
         raise CodecError(f"not a CloudEvents {SPEC_VERSION} JSON object ({e}): {raw[:80]!r}") from e
     if envelope.specversion != SPEC_VERSION:
         raise CodecError(f"specversion {envelope.specversion!r}, expected {SPEC_VERSION!r}")
@@ -58,7 +60,7 @@ def decode(raw: bytes) -> Event:
         raise UnknownEventType(f"event type {envelope.type!r} is not one of {sorted(map(str, _KNOWN_TYPES))}")
     try:
         data = _data.decode(envelope.data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except _NO_EVENT as e:
         raise CodecError(f"{envelope.type} {envelope.id!r}: {e}") from e
     return Event(
         id=envelope.id, source=envelope.source, time=envelope.time, key=envelope.partitionkey, data=data

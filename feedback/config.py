@@ -7,6 +7,7 @@ Environment variables override single fields: `RATCHET_<SECTION>_<FIELD>`, for e
 import os
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -67,6 +68,12 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Longest wait for new records."""
     retry_window_s: float = 2.0
     """An identical request sooner after the reply's end, in seconds, is a network retry, no regeneration."""
+    max_event_bytes: int = 12 * 1024 * 1024
+    """Larger events become dead letters; no request that the gateway takes by default makes one so large."""
+    max_ahead_s: float = 86_400.0
+    """An event that begins or ends further in the future than this, in seconds, becomes a dead letter."""
+    not_before: date = date(2020, 1, 1)
+    """Events from before this day (UTC) become dead letters: a clock that nobody had set."""
     snapshot_every_s: float = 0.0
     """Build a snapshot on this clock when there is something new; 0: only when asked."""
     heldout_fraction: float = 0.2
@@ -77,10 +84,16 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest share of a snapshot's weight on one subject, or twice its share of accounts if that is more."""
     judgement_cap: float = 0.3
     """Largest share of a snapshot's weight that a machine's judgements may have."""
+    propensity_clip: float = 10.0
+    """Feedback on an arm with share p of the traffic weighs min(this, 1/p) times as much; 1: all alike."""
     trusted: list[str] = msgspec.field(default_factory=list)
     """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
     metrics_port: int = 9101
     """Prometheus metrics of the pipeline; 0: off."""
+
+    def __post_init__(self) -> None:
+        if not self.propensity_clip >= 1.0:
+            raise ValueError(f"propensity_clip {self.propensity_clip} must be 1 or more")
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

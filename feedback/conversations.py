@@ -6,15 +6,18 @@ there: it finds the place in the dialogue at which a reply was served.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
 import msgspec
 
 from feedback.events import (
+    DIMENSIONS,
+    OF_CONVERSATIONS,
     VALUED,
     Event,
+    Exposure,
     IdentitySource,
     Message,
     SignalKind,
@@ -51,6 +54,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     identity: IdentitySource
     user: str
     adapter: str
+    propensity: float
+    """Probability with which the traffic split chose this adapter; 1 when the client named it."""
+    exposure: Exposure | None
     started_at: datetime
     ended_at: datetime
     complete: bool
@@ -78,6 +84,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: SignalKind
     response_id: str
+    """Empty while no complete reply is known that a word about the conversation could be about."""
     other_response_id: str = ""
     """comparison: the other reply. regeneration: the reply asked for instead, if the client named it."""
     user: str
@@ -86,6 +93,11 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     inferred: bool
     value: float | None = None
     text: str | None = None
+    reasons: tuple[str, ...] = ()
+    dimensions: dict[str, float] = {}
+    """rating: 0..1 by those of DIMENSIONS that it tells apart."""
+    of_conversation: bool = False
+    """Said about the conversation: `response_id` is its last complete reply at that time."""
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +119,12 @@ def fold(events: Iterable[Event]) -> Conversation:
     return Conversation(
         turns=turns,
         by_response={turn.response_id: turn for turn in turns},
-        signals=_standing((e.id, e.data) for e in ordered if isinstance(e.data, SignalReceived)),
+        signals=tuple(
+            _signal(event_id, received, turns)
+            for event_id, received in _standing(
+                (e.id, e.data) for e in ordered if isinstance(e.data, SignalReceived)
+            )
+        ),
     )
 
 
@@ -124,6 +141,8 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
         identity=turn.identity,
         user=turn.user,
         adapter=turn.adapter,
+        propensity=turn.propensity,
+        exposure=turn.exposure,
         started_at=turn.started_at,
         ended_at=turn.started_at + timedelta(seconds=turn.duration_s),
         complete=turn.status is TurnStatus.COMPLETE,
@@ -181,13 +200,16 @@ def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
     return tuple(spoken), digest.hexdigest()
 
 
-def _standing(received: Iterable[tuple[str, SignalReceived]]) -> tuple[Signal, ...]:
-    """The last word of each user per reply and kind, retracted ones left out. `received` is in order."""
+def _standing(received: Iterable[tuple[str, SignalReceived]]) -> list[tuple[str, SignalReceived]]:
+    """The last word of each user per kind and reply, or conversation; without retracted ones.
+
+    `received` is in order.
+    """
     last: dict[tuple[str, SignalKind, tuple[str, ...]], tuple[str, SignalReceived]] = {}
     for event_id, signal in received:
         replies = tuple(sorted({signal.response_id, signal.other_response_id or signal.response_id}))
         last[signal.user, signal.kind, replies] = (event_id, signal)
-    return tuple(_signal(event_id, s) for event_id, s in last.values() if not _retracts(s))
+    return [(event_id, signal) for event_id, signal in last.values() if not _retracts(signal)]
 
 
 def _retracts(signal: SignalReceived) -> bool:
@@ -201,16 +223,28 @@ def _retracts(signal: SignalReceived) -> bool:
     return signal.value == 0.0
 
 
-def _signal(event_id: str, received: SignalReceived) -> Signal:
-    value = received.value
+def _signal(event_id: str, received: SignalReceived, turns: Sequence[Turn]) -> Signal:
+    of_conversation = not received.response_id and received.kind in OF_CONVERSATIONS
     return Signal(
         kind=received.kind,
-        response_id=received.response_id,
+        response_id=_last_complete(turns, received.received_at) if of_conversation else received.response_id,
         other_response_id=received.other_response_id or "",
         user=received.user,
         at=received.received_at,
         event_ids=(event_id,),
         inferred=False,
-        value=None if value is None else min(1.0, max(0.0, value)),
+        value=None if received.value is None else _within(received.value),
         text=received.text,
+        reasons=received.reasons,
+        dimensions={d: _within(received.dimensions[d]) for d in DIMENSIONS if d in received.dimensions},
+        of_conversation=of_conversation,
     )
+
+
+def _last_complete(turns: Sequence[Turn], at: datetime) -> str:
+    """The id of the last reply that had ended whole by then; empty when there is none."""
+    return next((t.response_id for t in reversed(turns) if t.complete and t.ended_at <= at), "")
+
+
+def _within(value: float) -> float:
+    return min(1.0, max(0.0, value))

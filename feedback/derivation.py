@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+from feedback.comparisons import Comparison, compared
 from feedback.conversations import Conversation, fold
-from feedback.events import Event, Message
+from feedback.events import Draw, Event, Message
 from feedback.grades import grade
 from feedback.implicit import infer
 from feedback.pairs import demonstrate, pair
@@ -29,6 +30,7 @@ class Derived(msgspec.Struct, frozen=True, kw_only=True):
     pairs: tuple[Pair, ...] = ()
     demonstrations: tuple[Demonstration, ...] = ()
     asked: tuple[Asked, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
@@ -43,13 +45,15 @@ def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
         pairs=tuple(pair(conversation, signals)),
         demonstrations=tuple(demonstrate(conversation, signals)),
         asked=tuple(_asked(conversation)),
+        comparisons=tuple(compared(conversation, signals)),
     )
 
 
 def _asked(conversation: Conversation) -> Iterable[Asked]:
     by_state: dict[tuple[str, str], Asked] = {}
     for turn in conversation.turns:
-        if not turn.usable:
+        second = turn.exposure is not None and turn.exposure.draw is not Draw.ASSIGNED
+        if second or not turn.usable:
             continue
         earlier = by_state.get((turn.digest, turn.user))
         by_state[turn.digest, turn.user] = Asked(

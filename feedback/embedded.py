@@ -35,8 +35,9 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
 )
 
-FORMAT = 1
-"""Version of the file's layout, kept in its `user_version`."""
+FORMAT = 2
+"""Version of the file's layout, kept in its `user_version`. 2: turns can be looked up by their key."""
+FIRST_TURN = f'SELECT value FROM "{Topic.TURNS}" WHERE key = ? ORDER BY offset LIMIT 1'
 
 _GROUP = 1024
 _CHECKPOINT_EVENTS = 2000
@@ -137,6 +138,11 @@ class EmbeddedLog:
     def find(self, topic: Topic, event_id: str) -> bytes | None:
         """The value appended under `event_id`, if there is one."""
         rows = self._query(f'SELECT value FROM "{topic}" WHERE event_id = ?', (event_id,))
+        return bytes(rows[0][0]) if rows else None
+
+    def first_turn(self, key: str) -> bytes | None:
+        """The value of the first turn under `key`, if there is one: a look-up in an index, not a scan."""
+        rows = self._query(FIRST_TURN, (key,))
         return bytes(rows[0][0]) if rows else None
 
     def cursor(self, name: str, topic: Topic) -> int:
@@ -298,7 +304,10 @@ def _open(path: Path, lock_timeout_s: float) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, deadline_s: float) -> None:
-    """Check the format, make a new file's tables. SQLite does not wait for others that do so: we do."""
+    """Check the format; lay out a new file, or one of an earlier release.
+
+    SQLite does not wait for others that do so: we do.
+    """
     while True:
         try:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -307,7 +316,7 @@ def _prepare(connection: sqlite3.Connection, deadline_s: float) -> None:
                     f"its format is {found}, the latest known here is {FORMAT}: upgrade"
                 )
             if found < FORMAT:
-                _create(connection)
+                _lay_out(connection)
             return
         except sqlite3.OperationalError as e:
             if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
@@ -315,8 +324,8 @@ def _prepare(connection: sqlite3.Connection, deadline_s: float) -> None:
             time.sleep(_LOOK_AGAIN_S)
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    """The tables, in one transaction: several processes may come here at once."""
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """The tables and the index, in one transaction: several processes may come here at once."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("BEGIN IMMEDIATE")
     for topic in Topic:
@@ -329,6 +338,7 @@ def _create(connection: sqlite3.Connection) -> None:
         "CREATE TABLE IF NOT EXISTS cursors (name TEXT, topic TEXT, offset INTEGER NOT NULL,"
         " PRIMARY KEY (name, topic)) WITHOUT ROWID"
     )
+    connection.execute(f'CREATE INDEX IF NOT EXISTS turns_by_key ON "{Topic.TURNS}" (key)')
     connection.execute(f"PRAGMA user_version={FORMAT}")
     connection.execute("COMMIT")
 

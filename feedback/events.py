@@ -6,7 +6,7 @@ Times are aware UTC datetimes; durations are seconds; users are pseudonyms (`fee
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,6 +29,8 @@ class SignalKind(StrEnum):
     """The question was changed and asked again in the place of the one that was answered."""
     COMPARISON = "comparison"
     LABEL = "label"
+    OUTCOME = "outcome"
+    """How the user's task ended."""
     JUDGEMENT = "judgement"
     """A machine's comparison under a written constitution; no client can send it."""
 
@@ -39,10 +41,15 @@ VALUED = frozenset(
         SignalKind.RATING,
         SignalKind.COMPARISON,
         SignalKind.LABEL,
+        SignalKind.OUTCOME,
         SignalKind.JUDGEMENT,
     }
 )
 """Kinds that say something by their value. Without one, a signal takes the earlier of its kind back."""
+OF_CONVERSATIONS = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.COMMENT, SignalKind.OUTCOME})
+"""Kinds that may be about a whole conversation."""
+DIMENSIONS = ("helpful", "honest", "harmless")
+"""What a rating may tell apart. Source: Askell et al., arXiv:2112.00861."""
 
 
 class TurnStatus(StrEnum):
@@ -65,6 +72,8 @@ class IdentitySource(StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the reply was sampled, as the engine was told."""
+
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -74,6 +83,32 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+
+
+class Draw(StrEnum):
+    """Where one of two replies shown side by side came from."""
+
+    ASSIGNED = "assigned"
+    """The traffic split gave it: it would have been served alone."""
+    OTHER_ARM = "other_arm"
+    """From the other arm of the split, while there is a canary."""
+    RESAMPLED = "resampled"
+    """From the same adapter, with another seed."""
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gateway put a reply beside another one to the same request."""
+
+    partner: str
+    """Response id of the other reply."""
+    side: Literal["left", "right"]
+    """Drawn by the gateway, each side with probability 1/2."""
+    draw: Draw
+    """Where this reply came from: `assigned`, `other_arm` or `resampled`."""
+    propensity: float
+    """Probability with which the turn was drawn for a comparison."""
+    shown_at: datetime
+    """When both replies were there to be read."""
 
 
 class TurnRecorded(
@@ -108,6 +143,8 @@ class TurnRecorded(
     duration_s: float = 0.0
     learn: bool = True
     """False when the client withheld consent (`store: false`): served, counted, never learned from."""
+    exposure: Exposure | None = None
+    """Set on both replies when the gateway offered two of them side by side."""
 
 
 class SignalReceived(
@@ -117,23 +154,25 @@ class SignalReceived(
 
     signal_id: str
     response_id: str
+    """Empty: the signal is about the conversation."""
     conversation_id: str
     principal: str
     user: str
     kind: SignalKind
     value: float | None = None
-    """thumb: 1 up, 0 down. rating, label: 0..1. comparison, judgement: probability that `response_id` is the
-    better one. None takes back what the same user said before in one of these kinds; of a judgement, it says
-    that the judge was asked and gave nothing to go by."""
+    """thumb: 1 up, 0 down. rating, label: 0..1. outcome: 0..1, 1 when the user's task was done. comparison,
+    judgement: probability that `response_id` is the better one. None takes back what the same user said in
+    one of these kinds; of a judgement, it says that the judge was asked and gave nothing to go by."""
     text: str | None = None
     """comment: its text. edit: the reply as the user would have it. judgement: the machine's revision of the
     reply, when that is what it was compared with."""
     reasons: tuple[str, ...] = ()
     """Short labels; of a judgement, the constitution and the judge's model."""
     other_response_id: str | None = None
-    """comparison, regeneration and judgement: the other reply."""
+    """comparison, judgement: the other reply. regeneration: the one that came instead of `response_id`'s."""
     dimensions: dict[str, float] = {}
-    """judgement: by principle, the probability that `response_id` is the better one, mean of both orders."""
+    """rating: 0..1 by some or all of `helpful`, `honest`, `harmless`; `value` sums them up. judgement: by
+    principle, the probability that `response_id` is the better one, mean of both orders."""
     position_gaps: dict[str, float] = {}
     """judgement: by principle and `overall`, that probability with `response_id` shown first, less with it
     shown second."""

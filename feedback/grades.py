@@ -26,10 +26,18 @@ THUMB_UP = Prior(0.9, 0.5)
 THUMB_DOWN = Prior(0.1, 0.7)
 RATING = (Prior(0.1, 0.6), Prior(0.9, 0.6))
 """The worst and the best rating; those between lie on the line."""
+OUTCOME = (Prior(0.2, 0.5), Prior(0.8, 0.5))
+"""A task that failed and one that was done. Nearer to even than a rating: more than one reply decides it."""
+CONVERSATION_SHARE = 0.5
+"""A word about a conversation weighs this much of the same word about a reply: it is credited to the last
+reply, and the earlier ones had their part in it."""
 LABEL_WEIGHT = 1.0
 """A human label's p is the label itself."""
 COMPARISON_WEIGHT = 1.0
-"""A comparison's p is the stated strength of preference."""
+"""A comparison by design: its p is the stated strength of preference."""
+VOLUNTEERED = Prior(0.9, 0.7)
+"""A comparison that nobody asked for, when stated surely: the rater chose what to compare, and knew which was
+which."""
 REGENERATION = Prior(0.75, 0.5)
 EDIT_P = 0.9
 JUDGEMENT = Prior(0.7, 0.3)
@@ -41,6 +49,7 @@ CONTINUATION = Prior(0.65, 0.2)
 THANKS = Prior(0.75, 0.25)
 """Somewhat more than going on, and as little alone: people also thank out of politeness."""
 
+_SCALES = {SignalKind.RATING: RATING, SignalKind.COMMENT: RATING, SignalKind.OUTCOME: OUTCOME}
 _WEAK = frozenset({SignalKind.COPY, SignalKind.CONTINUATION, SignalKind.THANKS})
 """Never alone: they count only beside another kind of signal on the same reply."""
 _DEEDS = {
@@ -58,9 +67,12 @@ _REFUSAL = re.compile(
 
 
 def grade(conversation: Conversation, signals: Iterable[Signal]) -> list[Grade]:
-    """One grade per user, reply and kind; a client's word replaces what the traffic suggested."""
+    """One grade per user, reply and kind.
+
+    A client's word replaces what the traffic suggested; one about the reply, one about the conversation.
+    """
     by_id: dict[str, Grade] = {}
-    for signal in sorted(signals, key=lambda s: not s.inferred):
+    for signal in sorted(signals, key=lambda s: (not s.inferred, not s.of_conversation)):
         turn = conversation.turn(signal.response_id)
         if turn is None or not turn.usable:
             continue
@@ -75,8 +87,8 @@ def verdict(signal: Signal, reply: str) -> tuple[Prior, str] | None:
     kind, value = signal.kind, signal.value
     if kind is SignalKind.THUMB and value is not None:
         return (THUMB_UP, "thumb up") if value >= 0.5 else (THUMB_DOWN, "thumb down")
-    if kind in (SignalKind.RATING, SignalKind.COMMENT) and value is not None:
-        low, high = RATING
+    if kind in _SCALES and value is not None:
+        low, high = _SCALES[kind]
         return Prior(low.p + (high.p - low.p) * value, low.weight), f"{kind} {value:.2f}"
     if kind is SignalKind.LABEL and value is not None and not signal.other_response_id:
         return Prior(value, LABEL_WEIGHT), f"label {value:.2f}"
@@ -95,6 +107,13 @@ def is_refusal(reply: str) -> bool:
 
 
 def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
+    if signal.of_conversation:
+        prior, reason = (
+            prior._replace(weight=prior.weight * CONVERSATION_SHARE),
+            f"{reason}, of the conversation",
+        )
+    if signal.reasons:
+        reason = f"{reason}: {', '.join(signal.reasons)}"
     key = f"{signal.kind}\x1f{signal.response_id}\x1f{signal.user}"
     return Grade(
         grade_id="grade-" + blake2b(key.encode(), digest_size=12).hexdigest(),
@@ -108,7 +127,9 @@ def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
         inferred=signal.inferred,
         p=prior.p,
         weight=prior.weight,
+        propensity=turn.propensity,
         reason=reason,
+        dimensions=signal.dimensions,
         event_ids=tuple(sorted({turn.event_id, *signal.event_ids})),
         at=signal.at,
     )

@@ -71,6 +71,7 @@ def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
         and retry_window_s <= pause_s <= REGENERATION_HORIZON_S
         and first.user == second.user
         and not _shared_opening(first, second)
+        and first.exposure is None  # of two side by side nobody knows which one did not please
         and first.learn
         and second.learn
     )

@@ -11,9 +11,18 @@ from math import fsum
 
 import msgspec
 
+from feedback.comparisons import by_design
 from feedback.conversations import Conversation, Signal, Turn
 from feedback.events import Message, SignalKind
-from feedback.grades import COMPARISON_WEIGHT, EDIT_P, JUDGEMENT, LABEL_WEIGHT, REGENERATION
+from feedback.grades import (
+    COMPARISON_WEIGHT,
+    EDIT_P,
+    JUDGEMENT,
+    LABEL_WEIGHT,
+    REGENERATION,
+    VOLUNTEERED,
+    Prior,
+)
 from feedback.implicit import MAX_EDIT_DISTANCE, MIN_EDIT_DISTANCE
 from feedback.records import Demonstration, Grade, Pair, Split
 from feedback.text import canonical, content_text, content_words, distance, near_duplicate_key, plain
@@ -27,7 +36,9 @@ MAX_REPLIES_PER_SIDE = 32
 _SUBSTANTIVE_WORDS = 2
 """A first message with fewer content words is a greeting: it does not name what the conversation is about."""
 
-_EVALUATIVE = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT})
+_EVALUATIVE = frozenset(
+    {SignalKind.THUMB, SignalKind.RATING, SignalKind.LABEL, SignalKind.COMMENT, SignalKind.OUTCOME}
+)
 _POSITIVE_DEEDS = frozenset({SignalKind.CONTINUATION, SignalKind.COPY, SignalKind.THANKS})
 _NEGATIVE_DEEDS = frozenset(
     {SignalKind.REGENERATION, SignalKind.EDIT, SignalKind.CORRECTION, SignalKind.REPHRASE}
@@ -210,19 +221,32 @@ def _compared(conversation: Conversation, signal: Signal) -> list[Pair]:
     if one is None or other is None or signal.value is None or not comparable(one, other):
         return []
     chosen, rejected = (one, other) if signal.value >= 0.5 else (other, one)
-    weight = LABEL_WEIGHT if signal.kind is SignalKind.LABEL else COMPARISON_WEIGHT
-    p = max(signal.value, 1.0 - signal.value)
-    return [
-        _pair(
-            rejected,
-            signal,
-            chosen=chosen,
-            rejected=rejected,
-            p=p,
-            weight=weight,
-            reason=f"{signal.kind} {p:.2f}",
-        )
-    ]
+    offered = by_design(conversation, signal)
+    if offered is not None and offered.dropped:
+        return []
+    p, weight = _preference(signal, max(signal.value, 1.0 - signal.value), volunteered=offered is None)
+    found = _pair(
+        rejected,
+        signal,
+        chosen=chosen,
+        rejected=rejected,
+        p=p,
+        weight=weight,
+        reason=f"{signal.kind} {p:.2f}{'' if offered is None else ' of two side by side'}",
+    )
+    return [found if offered is None else msgspec.structs.replace(found, by_design=True, propensity=1.0)]
+
+
+def _preference(signal: Signal, stated: float, *, volunteered: bool) -> Prior:
+    """Strength, 1/2..1, and weight of a stated preference; one that nobody asked for is less sure.
+
+    p = 1/2 + (2 VOLUNTEERED.p - 1) (stated - 1/2)
+    """
+    if signal.kind is SignalKind.LABEL:
+        return Prior(stated, LABEL_WEIGHT)
+    if volunteered:
+        return Prior(0.5 + (2.0 * VOLUNTEERED.p - 1.0) * (stated - 0.5), VOLUNTEERED.weight)
+    return Prior(stated, COMPARISON_WEIGHT)
 
 
 def _judged(conversation: Conversation, signal: Signal) -> list[Pair]:
@@ -296,6 +320,7 @@ def _pair(
         kind=signal.kind,
         p=p,
         weight=weight,
+        propensity=min(t.propensity for t in (turn, rejected, chosen) if isinstance(t, Turn)),
         reason=reason,
         event_ids=tuple(sorted(turns | set(signal.event_ids))),
         at=signal.at,

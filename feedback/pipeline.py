@@ -7,7 +7,7 @@ and the offsets. So a crash between any two steps repeats the batch, and repeati
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,14 +18,15 @@ from prometheus_client import Counter, Gauge
 from feedback import codec, database, snapshots, store
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Derived, derive
-from feedback.errors import CodecError, LogError, SnapshotError, StateUnavailable
-from feedback.eventlog import EventLog, Record, Topic
+from feedback.errors import CodecError, LimitExceeded, LogError, SnapshotError, StateUnavailable
+from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
 from feedback.events import Event, SignalReceived, TurnRecorded
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
 REPEATED = Counter("ratchet_feedback_repeated_events_total", "Events that were folded before.", ["topic"])
 DEAD_LETTERS = Counter("ratchet_feedback_dead_letters_total", "Records that could not be folded.", ["topic"])
+WAITING = Gauge("ratchet_feedback_dead_letters_waiting", "Dead letters that wait to be replayed.")
 GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
 PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])
 DEMONSTRATIONS = Gauge("ratchet_feedback_demonstrations", "Edited replies to learn from.")
@@ -39,8 +40,23 @@ SOURCES: dict[Topic, type] = {Topic.TURNS: TurnRecorded, Topic.SIGNALS: SignalRe
 """What is read, and the one type of event that belongs there."""
 _STALL_S = 1.0
 _REDERIVED_TOGETHER = 200
+_REPLAYED_TOGETHER = 200
 
 _log = structlog.get_logger()
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event may be; one beyond them is poisonous, whatever it says."""
+
+    max_bytes: int = MAX_ENTRY_BYTES
+    not_before: date = date.min
+    max_ahead_s: float = 86_400.0
+
+    @classmethod
+    def of(cls, config: Pipeline) -> "Limits":
+        return cls(
+            max_bytes=config.max_event_bytes, not_before=config.not_before, max_ahead_s=config.max_ahead_s
+        )
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +68,23 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     dead: Mapping[Topic, int] = {}
     change: Mapping[tuple[str, str], int] = {}
     newest: datetime | None = None
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the dead letters."""
+
+    folded: int = 0
+    repeated: int = 0
+    """Letters whose event had come by another way: nothing was left to do."""
+    failed: tuple[DeadLetter, ...] = ()
+    """What stays a dead letter, with the reason of this try."""
+
+    def __add__(self, more: "Replayed") -> "Replayed":
+        return Replayed(
+            folded=self.folded + more.folded,
+            repeated=self.repeated + more.repeated,
+            failed=self.failed + more.failed,
+        )
 
 
 def run(
@@ -92,6 +125,7 @@ def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) ->
     """
     with database.reading(state) as tx:
         offsets = store.load_offsets(tx)
+        WAITING.set(store.count_dead_letters(tx))
     records = [
         record
         for topic in SOURCES
@@ -104,34 +138,79 @@ def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) ->
     if not records:
         return Folded()
     with database.writing(state) as tx:
-        folded = fold_records(tx, records, retry_window_s=config.retry_window_s, now=now)
+        folded = fold_records(
+            tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+        )
     _observe(folded)
     return folded
 
 
 def fold_records(
-    tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime
+    tx: sa.Connection,
+    records: Sequence[Record],
+    *,
+    retry_window_s: float,
+    now: datetime,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
 ) -> Folded:
     """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
-    entries, letters = _admit(records)
+    folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits)
+    for letter in letters:
+        topic, partition, offset = letter.place
+        _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=letter.kind)
+    store.add_dead_letters(tx, letters, now)
+    store.save_offsets(tx, _after(records))
+    return folded
+
+
+def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) -> Replayed:
+    """Fold the dead letters that this release can, each once, by the same path as the stream.
+
+    A letter leaves in the transaction that folds it; one that still fails stays, with its newest reason.
+    Raises: StateUnavailable; what was replayed before that stays replayed.
+    """
+    with database.reading(state) as tx:
+        places = store.dead_letter_places(tx)
+    replayed = Replayed()
+    for start in range(0, len(places), _REPLAYED_TOGETHER):
+        with database.writing(state) as tx:
+            waiting = list(store.each_dead_letter(tx, places[start : start + _REPLAYED_TOGETHER]))
+            replayed += _replay(tx, waiting, config, now)
+    return replayed
+
+
+def _replay(tx: sa.Connection, waiting: Sequence[DeadLetter], config: Pipeline, now: datetime) -> Replayed:
+    records = [Record(Position(w.topic, w.partition, w.offset), "", w.value) for w in waiting]
+    folded, letters = _fold(
+        tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+    )
+    store.remove_dead_letters(tx, [w.place for w in waiting])
+    store.add_dead_letters(tx, letters, now)
+    new = sum(folded.new.values())
+    return Replayed(folded=new, repeated=len(waiting) - new - len(letters), failed=tuple(letters))
+
+
+def _fold(
+    tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime, limits: Limits
+) -> tuple[Folded, list[DeadLetter]]:
+    """Store the records' new events and derive the conversations they touch; what cannot be is returned."""
+    entries, letters = _admit(records, limits, now)
     known = store.known_events(tx, entries.keys())
     new = {event_id: at for event_id, at in entries.items() if event_id not in known}
     derived, failed = _derive_touched(tx, new, retry_window_s)
     letters += failed
-    bad = {(letter.topic, letter.partition, letter.offset) for letter in failed}
+    bad = {letter.place for letter in failed}
     kept = [entry for record, entry in new.values() if _place(record) not in bad]
     store.add_events(tx, kept)
-    change = store.replace_derived(tx, derived)
-    store.add_dead_letters(tx, letters, now)
-    store.save_offsets(tx, _after(records))
-    return Folded(
+    folded = Folded(
         records=len(records),
         new=Tally(_topic_of(entry.event) for entry in kept),
         repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in known),
         dead=Tally(Topic(letter.topic) for letter in letters),
-        change=change,
+        change=store.replace_derived(tx, derived),
         newest=max((entry.event.time for entry in kept), default=None),
     )
+    return folded, letters
 
 
 def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
@@ -168,13 +247,15 @@ def _rules(retry_window_s: float) -> str:
     return f"version={VERSION} retry_window_s={retry_window_s}"
 
 
-def _admit(records: Iterable[Record]) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter]]:
+def _admit(
+    records: Iterable[Record], limits: Limits, now: datetime
+) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter]]:
     """Records that hold a proper event, by event id, and those that do not."""
     entries: dict[str, tuple[Record, Entry]] = {}
     letters = []
     for record in records:
         try:
-            event = _event(record)
+            event = _event(record, limits, now)
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
         else:
@@ -182,7 +263,9 @@ def _admit(records: Iterable[Record]) -> tuple[dict[str, tuple[Record, Entry]], 
     return entries, letters
 
 
-def _event(record: Record) -> Event:
+def _event(record: Record, limits: Limits, now: datetime) -> Event:
+    if len(record.value) > limits.max_bytes:
+        raise LimitExceeded(f"{len(record.value)} bytes, [pipeline] max_event_bytes is {limits.max_bytes}")
     event = codec.decode(record.value)
     expected = SOURCES[Topic(record.position.topic)]
     data = event.data
@@ -194,7 +277,31 @@ def _event(record: Record) -> Event:
         raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
     if event.key != data.conversation_id:
         raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
+    for name, at in _times(event.time, data):
+        _check_time(f"{event.id!r}: {name}", at, limits, now)
     return event
+
+
+def _times(time: datetime, data: TurnRecorded | SignalReceived) -> Iterable[tuple[str, datetime]]:
+    """Every moment that derivation reads."""
+    yield "time", time
+    if isinstance(data, SignalReceived):
+        yield "received_at", data.received_at
+    else:
+        yield "started_at", data.started_at
+        yield "the reply's end", data.started_at + timedelta(seconds=data.duration_s)
+
+
+def _check_time(name: str, at: datetime, limits: Limits, now: datetime) -> None:
+    if at.tzinfo is None:
+        raise CodecError(f"{name} {at.isoformat()} has no time zone")
+    if at > now + timedelta(seconds=limits.max_ahead_s):
+        raise LimitExceeded(
+            f"{name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
+            f" ({limits.max_ahead_s:g}) after {now.isoformat(timespec='seconds')}"
+        )
+    if at.astimezone(UTC).date() < limits.not_before:
+        raise LimitExceeded(f"{name} {at.isoformat()} is before [pipeline] not_before ({limits.not_before})")
 
 
 def _derive_touched(
@@ -244,7 +351,6 @@ def _attempt(events: Sequence[Event], retry_window_s: float) -> Derived | Except
 
 def _dead(record: Record, error: Exception) -> DeadLetter:
     topic, partition, offset = _place(record)
-    _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=type(error).__name__)
     return DeadLetter(
         topic=topic,
         partition=partition,

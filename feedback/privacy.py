@@ -8,6 +8,8 @@ from pathlib import Path
 
 from feedback.errors import ConfigError
 
+PREFIX = "u-"
+"""How every pseudonym begins."""
 _SECRET_BYTES = 32
 
 
@@ -37,7 +39,7 @@ def pseudonym(secret: bytes, principal: str, user: str = "") -> str:
     """
     name = principal.encode(errors="surrogatepass")
     message = len(name).to_bytes(8, "big") + name + user.encode(errors="surrogatepass")
-    return "u-" + hmac.new(secret, message, hashlib.sha256).hexdigest()[:32]
+    return PREFIX + hmac.new(secret, message, hashlib.sha256).hexdigest()[:32]
 
 
 def _create(path: Path) -> None:

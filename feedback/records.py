@@ -31,7 +31,11 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True):
     p: float
     """Probability that the reply is a good one, 0..1."""
     weight: float
+    propensity: float = 1.0
+    """Probability with which the traffic split gave this user this adapter's reply."""
     reason: str
+    dimensions: dict[str, float] = {}
+    """What a rating told apart, 0..1 by name (`events.DIMENSIONS`), as the rater said it: not calibrated."""
     event_ids: tuple[str, ...]
     at: datetime
 
@@ -54,6 +58,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     p: float
     """Probability that `chosen` is better than `rejected`, 0.5..1."""
     weight: float
+    propensity: float = 1.0
+    """Probability with which the traffic split led to these replies; 1 when they were put side by side."""
+    by_design: bool = False
+    """The gateway put the two side by side, by lot, and the one it showed them to chose."""
     reason: str
     event_ids: tuple[str, ...]
     at: datetime

@@ -23,16 +23,19 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from feedback import accuracy, database, judgements, store, trust
+from feedback.comparisons import Tally, tally
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
 from feedback.errors import SnapshotError
-from feedback.events import Message, SignalKind
+from feedback.events import DIMENSIONS, Message, SignalKind
 from feedback.pairs import contrast, split_of
+from feedback.propensity import reweigh
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
 from feedback.records import Demonstration, Grade, Pair, PromptState, Split
 from feedback.text import canonical
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raise it whenever a column comes (`_SINCE`); snapshots of earlier versions are still read."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STRINGS = pa.list_(pa.string())
@@ -70,6 +73,7 @@ _SCHEMAS = {
             "kind": pa.string(),
             "inferred": pa.bool_(),
             "reason": pa.string(),
+            "dimensions": pa.struct([(name, pa.float64()) for name in DIMENSIONS]),
             "prompt_digest": pa.string(),
             "response_id": pa.string(),
             "adapter": pa.string(),
@@ -96,12 +100,15 @@ _SCHEMAS = {
     ),
 }
 TABLES = tuple(_SCHEMAS)
-_IDS = {
+_SINCE = {("grades", "dimensions"): 2}
+"""The schema version that a column came with; those not named here were always there."""
+IDS = {
     "pairs": "pair_id",
     "grades": "grade_id",
     "demonstrations": "demonstration_id",
     "prompts": "prompt_digest",
 }
+"""The column of each table that names its rows."""
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 """Rows of each table, in order of id: what is hashed and what is written."""
@@ -141,6 +148,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fit_hash: str = ""
     weight_kept: float = 1.0
     """Share of the grades' and pairs' weight that trust left, before caps per account and contrasts."""
+    propensity_clip: float = 1.0
+    """Largest factor by which rows of rare arms weigh more; 1: none do."""
+    comparisons: Tally = Tally()
+    """All answers about two replies side by side, and what else could have decided them."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
 
@@ -155,8 +166,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     splits: dict[str, Split]
     """Split by the id of a pair, grade or demonstration."""
 
+    @property
+    def rows(self) -> list[Pair | Grade | Demonstration]:
+        """Every row that has events behind it."""
+        return [*self.pairs, *self.grades, *self.demonstrations]
+
     def split_of(self, row: Pair | Grade | Demonstration | PromptState) -> Split:
-        return row.split if isinstance(row, PromptState) else self.splits[_id_of(row)]
+        return row.split if isinstance(row, PromptState) else self.splits[id_of(row)]
 
 
 class Assembled(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,26 +186,14 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: tuple[trust.Quarantined, ...]
 
 
-class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a snapshot and the events behind it, in order of time."""
-
-    snapshot: str
-    pair: Pair
-    split: Split
-    events: list[bytes]
-
-
 def build(state_url: str, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
     """Write everything there is to learn from at this moment to `out_dir/<name>`.
 
     Building twice from the same events gives the first snapshot again.
     Raises: SnapshotError when there is nothing to learn from yet; StateUnavailable.
     """
-    state = store.open_state(state_url)
-    try:
+    with store.opened(state_url) as state:
         return build_from(state, out_dir, config, now)
-    finally:
-        state.dispose()
 
 
 def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> Manifest:
@@ -203,11 +207,12 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
             config=config,
         )
         offsets = {f"{topic}/{partition}": n for (topic, partition), n in store.load_offsets(tx).items()}
+        answered = tally(store.derived_rows(tx, "comparison"))
         parent, arrived = store.latest_snapshot(tx), store.arrived_weight(tx)
     rows = assembled.rows
     if not any(rows[table] for table in ("grades", "pairs", "demonstrations")):
         raise SnapshotError(f"nothing to learn from yet: no grade, pair or demonstration; offsets {offsets}")
-    digest = hash_of(rows)
+    digest = hash_of(rows, SCHEMA_VERSION)
     manifest = Manifest(
         name=f"snapshot-{digest[:12]}",
         hash=digest,
@@ -229,6 +234,8 @@ def build_from(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime)
         fit=assembled.fit,
         fit_hash=accuracy.hash_of(assembled.fit),
         weight_kept=assembled.weight_kept,
+        propensity_clip=config.propensity_clip,
+        comparisons=answered,
         quarantined=assembled.quarantined,
     )
     manifest = _write_once(out_dir, manifest, rows)
@@ -247,10 +254,10 @@ def assemble(
 ) -> Assembled:
     """The rows of a snapshot. Does not depend on any order.
 
-    Soft labels follow the fitted accuracies, accounts are weighed by trust, thumbs are centred, held-out
-    users' rows on training prompts go, every account is capped within each split, and only then are graded
-    replies contrasted across users. A machine's judgements are no account's: they are measured by gold like
-    other signals, are never held out, and have at most `judgement_cap` of what is trained on.
+    Soft labels follow the fitted accuracies, accounts are weighed by trust, rare arms weigh more, thumbs are
+    centred, held-out users' rows on training prompts go, every account is capped within each split, and only
+    then are graded replies contrasted across users. A machine's judgements are no account's: gold measures
+    them like other signals, they are never held out, and have at most `judgement_cap` of the training weight.
     """
     said, everything, shown = list(grades), list(pairs), list(demonstrations)
     fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
@@ -263,12 +270,15 @@ def assemble(
         subject_cap=config.subject_cap,
     )
     rows, set_aside = _split_and_capped(
-        centre_thumbs(weighed.grades), weighed.pairs, weighed.demonstrations, config
+        centre_thumbs(reweigh(weighed.grades, config.propensity_clip)),
+        reweigh(weighed.pairs, config.propensity_clip),
+        weighed.demonstrations,
+        config,
     )
     instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
     share, heldout = _add_judgements(rows, instructive, config)
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
-    for table, column in _IDS.items():
+    for table, column in IDS.items():
         rows[table].sort(key=itemgetter(column))
     before, after = _weight(said, shown_pairs), _weight(weighed.grades, weighed.pairs)
     return Assembled(
@@ -328,9 +338,9 @@ def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:
     return fsum([*(g.weight for g in grades), *(p.weight for p in pairs)])
 
 
-def hash_of(rows: Mapping[str, list[Row]]) -> str:
+def hash_of(rows: Mapping[str, list[Row]], schema_version: int) -> str:
     """SHA-256 over schema version and canonical rows of every table, in order of id; 64 hex digits."""
-    digest = sha256(f"ratchet snapshot {SCHEMA_VERSION}\n".encode())
+    digest = sha256(f"ratchet snapshot {schema_version}\n".encode())
     for table in TABLES:
         digest.update(f"{table} {len(rows[table])}\n".encode())
         for row in rows[table]:
@@ -338,15 +348,17 @@ def hash_of(rows: Mapping[str, list[Row]]) -> str:
     return digest.hexdigest()
 
 
+def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The columns that a table had in that schema version."""
+    return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
+
+
 def load(path: Path) -> Snapshot:
-    """The snapshot in the folder `path`, checked against its manifest.
+    """The snapshot in the folder `path`, checked against its manifest. Columns it is too old for are empty.
 
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed.
     """
-    manifest = read_manifest(path)
-    rows = {table: _read(path / f"{table}.parquet", table) for table in TABLES}
-    if (found := hash_of(rows)) != manifest.hash:
-        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    manifest, rows = rows_of(path)
     return Snapshot(
         path=path,
         manifest=manifest,
@@ -354,8 +366,18 @@ def load(path: Path) -> Snapshot:
         grades=[_grade(row) for row in rows["grades"]],
         demonstrations=[_demonstration(row) for row in rows["demonstrations"]],
         prompts=[_prompt(row) for row in rows["prompts"]],
-        splits={row[_IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
+        splits={row[IDS[t]]: row["split"] for t in TABLES if t != "prompts" for row in rows[t]},
     )
+
+
+def rows_of(path: Path) -> tuple[Manifest, Rows]:
+    """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: SnapshotError."""
+    manifest = read_manifest(path)
+    schema_version = manifest.schema_version
+    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
+    if (found := hash_of(rows, schema_version)) != manifest.hash:
+        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    return manifest, rows
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -367,9 +389,9 @@ def read_manifest(path: Path) -> Manifest:
         raise SnapshotError(f"{path} is no snapshot: {file.name}: {e.strerror}") from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise SnapshotError(f"{file} is no manifest: {e}") from e
-    if manifest.schema_version != SCHEMA_VERSION:
+    if not 1 <= manifest.schema_version <= SCHEMA_VERSION:
         raise SnapshotError(
-            f"{file}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}"
+            f"{file}: schema version {manifest.schema_version}, this release reads 1 to {SCHEMA_VERSION}"
         )
     return manifest
 
@@ -380,42 +402,33 @@ def listed(snapshots_dir: Path) -> list[Manifest]:
     return sorted(found, key=lambda m: (m.created_at, m.name))
 
 
+def read_columns(file: Path, columns: Iterable[str]) -> list[Row]:
+    """A table's rows with those of the columns that it has; checks neither schema nor hash.
+
+    Raises: SnapshotError.
+    """
+    try:
+        there = pq.read_schema(file).names
+        rows: list[Row] = pq.read_table(file, columns=[c for c in columns if c in there]).to_pylist()
+    except FileNotFoundError as e:
+        raise SnapshotError(f"{file} is missing") from e
+    except (OSError, pa.ArrowException) as e:
+        raise SnapshotError(f"{file} is no Parquet file: {e}") from e
+    return rows
+
+
 def pending_weight(state_url: str, since_snapshot: str | None) -> float:
     """Weight of grades and pairs that came since the snapshot of that name was built; all of it for None.
 
     Raises: SnapshotError for a snapshot that was not built from this state; StateUnavailable.
     """
-    state = store.open_state(state_url)
-    try:
-        with database.reading(state) as tx:
-            before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
-            now = store.arrived_weight(tx)
-    finally:
-        state.dispose()
+    with store.opened(state_url) as state, database.reading(state) as tx:
+        before = 0.0 if since_snapshot is None else store.snapshot_weight(tx, since_snapshot)
+        now = store.arrived_weight(tx)
+        place = state.url.render_as_string()
     if before is None:
-        raise SnapshotError(f"snapshot {since_snapshot!r} was not built from {state.url.render_as_string()}")
+        raise SnapshotError(f"snapshot {since_snapshot!r} was not built from {place}")
     return max(0.0, now - before)
-
-
-def lineage(state_url: str, snapshots_dir: Path, pair_id: str) -> Lineage:
-    """The newest snapshot's pair of that id, back to its events.
-
-    Raises: SnapshotError when no snapshot holds the pair; StateUnavailable.
-    """
-    for manifest in reversed(listed(snapshots_dir)):
-        snapshot = load(snapshots_dir / manifest.name)
-        pair = next((p for p in snapshot.pairs if p.pair_id == pair_id), None)
-        if pair is not None:
-            break
-    else:
-        raise SnapshotError(f"no snapshot in {snapshots_dir} holds a pair {pair_id!r}")
-    state = store.open_state(state_url)
-    try:
-        with database.reading(state) as tx:
-            events = store.payloads(tx, pair.event_ids)
-    finally:
-        state.dispose()
-    return Lineage(snapshot=manifest.name, pair=pair, split=snapshot.split_of(pair), events=events)
 
 
 def _prompt_states(asked: Iterable[Asked], heldout_fraction: float) -> Iterable[PromptState]:
@@ -477,8 +490,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(file: Path, table: str) -> list[Row]:
-    schema = _SCHEMAS[table]
+def _read(file: Path, table: str, schema_version: int) -> list[Row]:
+    schema = schema_of(table, schema_version)
     try:
         found = pq.read_table(file)
     except FileNotFoundError as e:
@@ -493,7 +506,7 @@ def _read(file: Path, table: str) -> list[Row]:
     rows: list[Row] = found.select(schema.names).to_pylist()
     for number, row in enumerate(rows):
         if hole := _hole(row):
-            raise SnapshotError(f"{file} row {number} ({row[_IDS[table]]}): {hole}")
+            raise SnapshotError(f"{file} row {number} ({row[IDS[table]]}): {hole}")
     return rows
 
 
@@ -514,7 +527,7 @@ def _tally(rows: Iterable[Row], column: str) -> dict[str, int]:
     return dict(sorted(Counter(row[column] for row in rows).items()))
 
 
-def _id_of(row: Pair | Grade | Demonstration) -> str:
+def id_of(row: Pair | Grade | Demonstration) -> str:
     if isinstance(row, Pair):
         return row.pair_id
     return row.grade_id if isinstance(row, Grade) else row.demonstration_id
@@ -577,6 +590,7 @@ def _grade_row(grade: Grade, split: Split) -> Row:
         "kind": grade.kind.value,
         "inferred": grade.inferred,
         "reason": grade.reason,
+        "dimensions": {name: grade.dimensions.get(name) for name in DIMENSIONS},
         "prompt_digest": grade.prompt_digest,
         "response_id": grade.response_id,
         "adapter": grade.adapter,
@@ -600,6 +614,7 @@ def _grade(row: Row) -> Grade:
         p=row["p"],
         weight=row["weight"],
         reason=row["reason"],
+        dimensions={name: said for name, said in row.get("dimensions", {}).items() if said is not None},
         event_ids=tuple(row["event_ids"]),
         at=row["at"],
     )

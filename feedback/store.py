@@ -6,6 +6,7 @@ Functions of a connection; whoever opens the transaction decides what is atomic.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,15 +15,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback import database
+from feedback.comparisons import Comparison
 from feedback.derivation import Asked, Derived
 from feedback.events import Event, SignalKind
 from feedback.records import Demonstration, Grade, Pair
 
-What = Literal["grade", "pair", "demonstration", "asked"]
+What = Literal["grade", "pair", "demonstration", "asked", "comparison"]
 Offsets = dict[tuple[str, int], int]
 """Next offset to read, by topic and partition."""
 Kinds = Counter[tuple[str, str]]
 """Number of derived rows by what they are and by signal kind."""
+
+Place = tuple[str, int, int]
+"""Topic, partition and offset of a record."""
 
 _CHUNK = 500
 
@@ -82,6 +87,7 @@ _DECODERS: dict[str, Any] = {
     "pair": msgspec.json.Decoder(Pair),
     "demonstration": msgspec.json.Decoder(Demonstration),
     "asked": msgspec.json.Decoder(Asked),
+    "comparison": msgspec.json.Decoder(Comparison),
 }
 
 
@@ -92,7 +98,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     partition: int
     offset: int
     reason: str
+    """Name of the error and what it said."""
     value: bytes
+    at: datetime | None = None
+    """When it was last found wanting; None before it is stored."""
+
+    @property
+    def place(self) -> "Place":
+        return (self.topic, self.partition, self.offset)
+
+    @property
+    def kind(self) -> str:
+        return self.reason.partition(":")[0]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -108,6 +125,16 @@ def open_state(url: str) -> sa.Engine:
     Raises: StateUnavailable.
     """
     return database.connect(url, metadata, durable=False)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[sa.Engine]:
+    """`open_state` for the length of a block. Raises: StateUnavailable."""
+    state = open_state(url)
+    try:
+        yield state
+    finally:
+        state.dispose()
 
 
 def load_offsets(tx: sa.Connection) -> Offsets:
@@ -176,6 +203,13 @@ def payloads(tx: sa.Connection, event_ids: Collection[str]) -> list[bytes]:
     return [payload for _, _, payload in sorted(found)]
 
 
+def payloads_naming(tx: sa.Connection, name: str) -> Iterator[bytes]:
+    """Stored events whose bytes hold `name` anywhere, in no particular order; reads through all of them."""
+    sought = name.encode()
+    rows = tx.execute(sa.select(events.c.payload).execution_options(yield_per=_CHUNK))
+    return (payload for (payload,) in rows if sought in payload)
+
+
 def conversation_ids(tx: sa.Connection, after: str, limit: int) -> list[str]:
     """Conversations in order of id, for walking through all of them."""
     column = events.c.conversation_id
@@ -217,7 +251,7 @@ def count_derived(tx: sa.Connection) -> Kinds:
 
 
 def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
-    """Every grade, pair, demonstration or asked prompt, in no particular order."""
+    """Every grade, pair, demonstration, asked prompt or comparison, in no particular order."""
     decode = _DECODERS[what].decode
     for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
         yield decode(payload)
@@ -238,13 +272,37 @@ def add_dead_letters(tx: sa.Connection, letters: Iterable[DeadLetter], now: date
 
 
 def load_dead_letters(tx: sa.Connection) -> list[DeadLetter]:
-    query = sa.select(dead_letters).order_by(
-        dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset
+    """All of them, in order of topic, partition and offset."""
+    return list(each_dead_letter(tx, dead_letter_places(tx)))
+
+
+def dead_letter_places(tx: sa.Connection) -> list[Place]:
+    """Where the dead letters lay, in order."""
+    columns = (dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
+    return [(t, p, n) for t, p, n in tx.execute(sa.select(*columns).order_by(*columns))]
+
+
+def count_dead_letters(tx: sa.Connection) -> int:
+    return tx.scalar(sa.select(sa.func.count()).select_from(dead_letters)) or 0
+
+
+def each_dead_letter(tx: sa.Connection, places: Iterable[Place]) -> Iterator[DeadLetter]:
+    """The dead letters of these places that are still there, one by one: each may be megabytes."""
+    for place in places:
+        for row in tx.execute(sa.select(dead_letters).where(_lies_at(place))).mappings():
+            yield DeadLetter(**{**row, "at": datetime.fromisoformat(row["at"])})
+
+
+def remove_dead_letters(tx: sa.Connection, places: Iterable[Place]) -> None:
+    for place in places:
+        tx.execute(sa.delete(dead_letters).where(_lies_at(place)))
+
+
+def _lies_at(place: Place) -> sa.ColumnElement[bool]:
+    topic, partition, offset = place
+    return sa.and_(
+        dead_letters.c.topic == topic, dead_letters.c.partition == partition, dead_letters.c.offset == offset
     )
-    return [
-        DeadLetter(topic=r.topic, partition=r.partition, offset=r.offset, reason=r.reason, value=r.value)
-        for r in tx.execute(query)
-    ]
 
 
 def note_snapshot(tx: sa.Connection, name: str, created_at: datetime, weight: float) -> None:
@@ -290,6 +348,8 @@ def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any
         yield row("demonstration", shown.demonstration_id, "edit", shown.weight, shown)
     for asked in made.asked:
         yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
+    for compared in made.comparisons:
+        yield row("comparison", compared.comparison_id, "", 0.0, compared)
 
 
 def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:

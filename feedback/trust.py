@@ -15,7 +15,7 @@ and keep their weight. The same is asked about each account and subject, for tho
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from math import exp, fsum, log, sqrt
@@ -29,7 +29,7 @@ from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Demonstration, Grade, Pair
 from feedback.text import content_words
 
-PRIOR = 0.01
+PRIOR = 0.02
 """Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
@@ -38,10 +38,9 @@ NEWCOMER_TIMES = 4.0
 """An account without a record weighs at most this many times the median account."""
 RAMP_VOTES = 20.0
 """Votes more in agreement than not after which only the account cap limits an account."""
-FREE_SUBJECT_TIMES = 2.0
-"""An account's weight on one subject counts in full up to so many times the subject's share of voices ..."""
-FREE_SUBJECT_WEIGHT = 3.0
-"""... and up to this weight in any case; what is beyond counts by its square root."""
+SUBJECT_TIMES = 2.0
+"""An account weighs on one subject at most this many times what accounts usually weigh on a subject, unless
+the subject has no more of the account's weight than it has of everybody's voices."""
 BURST_S = 60.0
 BURST_SIGNALS = 30
 """Signals of one account within BURST_S that nobody calls a burst."""
@@ -65,7 +64,6 @@ _WORDS = 48
 
 K = TypeVar("K")
 Rated = Grade | Pair | Demonstration
-_Limit = Callable[[Sequence[Rated], Sequence[tuple[str, ...]], Sequence[float], "Trust"], list[float]]
 
 _Voices = dict[str, float]
 
@@ -87,7 +85,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     on_subject: dict[tuple[str, str], float]
     """The same of an account on one subject alone."""
     record: dict[str, tuple[float, float]]
-    """Votes that agreed and disagreed with what all others would predict; a prompt state counts once."""
+    """Votes that agreed and disagreed with what all others would predict; n on one prompt state count √n."""
     suspended: dict[str, str]
     """Accounts in quarantine, with the reason."""
 
@@ -107,7 +105,7 @@ class _Vote(NamedTuple):
     voice: float
     """What it adds to each word's voices: less for what everybody does, more for what is rare."""
     share: float
-    """1 / the account's votes on this prompt state."""
+    """1 / sqrt(the account's votes on this prompt state): near-duplicates are not so many witnesses."""
 
 
 def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collection[str] = ()) -> Trust:
@@ -153,9 +151,9 @@ def weigh(
 ) -> Weighed:
     """The rows by what their account's word counts, without those in quarantine.
 
-    Honesty first; then an account's excess on one subject counts by its square root, newcomers are held to
-    NEWCOMER_TIMES the median account, and no subject has more than `subject_cap` of the weight, or
-    FREE_SUBJECT_TIMES the share of accounts that speak of it. Account caps are `raters.cap_accounts`' work.
+    Honesty first; then accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to
+    NEWCOMER_TIMES the median account, and no subject has more than `subject_cap` of the weight, or its
+    share of the voices. Account caps are `raters.cap_accounts`' work.
     """
     rows: list[Grade | Pair | Demonstration] = [*grades, *pairs, *demonstrations]
     kept = [row for row in rows if row.user not in trust.suspended]
@@ -164,8 +162,9 @@ def weigh(
         row.weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
         for row, about in zip(kept, subjects, strict=True)
     ]
-    for limit in (_one_subject, _newcomers, *[_whole_subjects(subject_cap)] * _SUBJECT_ROUNDS):
-        weights = limit(kept, subjects, weights, trust)
+    weights = _one_subject(kept, subjects, weights, trust)
+    weights = _newcomers(kept, weights, trust)
+    weights = _whole_subjects(kept, subjects, weights, trust, subject_cap)
     made = [
         msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
         for row, weight in zip(kept, weights, strict=True)
@@ -198,7 +197,7 @@ def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[_Vote]:
         signs = {w: 1.0 for w in chosen - rejected} | {w: -1.0 for w in rejected - chosen}
         votes.append((p, signs if p.p > 0.5 else {}, 1.0))
     return [
-        _Vote(row.user, about, _about(signs, about), voice, 1.0 / states[row.user, row.prompt_digest])
+        _Vote(row.user, about, _about(signs, about), voice, 1.0 / sqrt(states[row.user, row.prompt_digest]))
         for row, signs, voice in votes
         for about in [subjects_of(row)]
         if signs and voice
@@ -355,27 +354,28 @@ def _least(on_subject: Mapping[tuple[str, str], float], account: str, subjects: 
 def _one_subject(
     rows: Sequence[Rated], subjects: Sequence[tuple[str, ...]], weights: Sequence[float], trust: Trust
 ) -> list[float]:
-    """W = free * sqrt(W / free) of an account's weight on a subject, beyond what is free."""
+    """See SUBJECT_TIMES. With v the subject's share of voices and R the account's weight elsewhere:
+
+    W <= max(SUBJECT_TIMES * usual, R v / (1 - v))        no limit for v = 1, what everybody speaks of
+    """
     account: dict[str, list[float]] = defaultdict(list)
     place: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row, about, weight in zip(rows, subjects, weights, strict=True):
         account[row.user].append(weight)
         for subject in about:
             place[row.user, subject].append(weight)
-    voices = _voices_of_subjects(place, trust)
-    everybody = fsum(trust.honest.get(a, 1.0) for a in sorted(account)) or 1.0
+    shares = _shares_of_voices(place, account, trust)
+    totals = {where: fsum(found) for where, found in place.items()}
+    usual = SUBJECT_TIMES * _median(totals.values())
     scale: dict[tuple[str, str], float] = {}
-    for (who, subject), found in place.items():
-        share = min(1.0, FREE_SUBJECT_TIMES * voices[subject] / everybody)
-        free = max(FREE_SUBJECT_WEIGHT, share * fsum(account[who]))
-        total = fsum(found)
-        scale[who, subject] = sqrt(free / total) if total > free else 1.0
+    for (who, subject), total in totals.items():
+        rest, share = fsum(account[who]) - total, shares[subject]
+        if share < 1.0 and total > (allowed := max(usual, rest * share / (1.0 - share))):
+            scale[who, subject] = allowed / total
     return [w * _least(scale, row.user, about) for row, about, w in zip(rows, subjects, weights, strict=True)]
 
 
-def _newcomers(
-    rows: Sequence[Rated], subjects: Sequence[tuple[str, ...]], weights: Sequence[float], trust: Trust
-) -> list[float]:
+def _newcomers(rows: Sequence[Rated], weights: Sequence[float], trust: Trust) -> list[float]:
     """An account's weight is at most NEWCOMER_TIMES the median's, / (1 - its record's part of RAMP_VOTES)."""
     parts: dict[str, list[float]] = defaultdict(list)
     for row, weight in zip(rows, weights, strict=True):
@@ -390,37 +390,45 @@ def _newcomers(
     return [weight * scale[row.user] for row, weight in zip(rows, weights, strict=True)]
 
 
-def _whole_subjects(cap: float) -> _Limit:
-    def limit(
-        rows: Sequence[Rated], subjects: Sequence[tuple[str, ...]], weights: Sequence[float], trust: Trust
-    ) -> list[float]:
-        """No subject has more than `cap` of the weight, or FREE_SUBJECT_TIMES its share of the voices."""
+def _whole_subjects(
+    rows: Sequence[Rated],
+    subjects: Sequence[tuple[str, ...]],
+    weights: Sequence[float],
+    trust: Trust,
+    cap: float,
+) -> list[float]:
+    """No subject has more of the weight than its share of the voices, or `cap` where that is more."""
+    speakers = {(row.user, s): None for row, about in zip(rows, subjects, strict=True) for s in about}
+    voices = _shares_of_voices(speakers, sorted({row.user for row in rows}), trust)
+    allowed = {subject: max(cap, share) for subject, share in voices.items()}
+    found = list(weights)
+    for _ in range(_SUBJECT_ROUNDS):
         by_subject: dict[str, list[float]] = defaultdict(list)
-        speakers: dict[tuple[str, str], None] = {}
-        for row, about, weight in zip(rows, subjects, weights, strict=True):
+        for about, weight in zip(subjects, found, strict=True):
             for subject in about:
                 by_subject[subject].append(weight)
-                speakers[row.user, subject] = None
-        voices = _voices_of_subjects(speakers, trust)
-        everybody = fsum(trust.honest.get(a, 1.0) for a in sorted({row.user for row in rows})) or 1.0
-        weight = fsum(weights)
+        everything = fsum(found)
         scale: dict[tuple[str, str], float] = {}
-        for subject, found in by_subject.items():
-            share = min(1.0, max(cap, FREE_SUBJECT_TIMES * voices[subject] / everybody))
-            total = fsum(found)
-            over = total * (1.0 - share) > share * (weight - total)
-            scale["", subject] = share * (weight - total) / (1.0 - share) / total if over else 1.0
-        return [w * _least(scale, "", about) for about, w in zip(subjects, weights, strict=True)]
+        for subject, parts in by_subject.items():
+            share, total = allowed[subject], fsum(parts)
+            rest = everything - total
+            if total * (1.0 - share) > share * rest:
+                scale["", subject] = share * rest / (1.0 - share) / total
+        if not scale:
+            break
+        found = [w * _least(scale, "", about) for about, w in zip(subjects, found, strict=True)]
+    return found
 
-    return limit
 
-
-def _voices_of_subjects(speakers: Iterable[tuple[str, str]], trust: Trust) -> dict[str, float]:
-    """Number of accounts that speak of each subject, each as far as it is honest."""
+def _shares_of_voices(
+    speakers: Iterable[tuple[str, str]], accounts: Iterable[str], trust: Trust
+) -> dict[str, float]:
+    """Share of the accounts that speak of each subject, 0..1, each account as far as it is honest."""
     voices: dict[str, list[float]] = defaultdict(list)
     for account, subject in speakers:
         voices[subject].append(trust.honest.get(account, 1.0) * trust.on_subject.get((account, subject), 1.0))
-    return {subject: fsum(found) for subject, found in voices.items()}
+    everybody = fsum(trust.honest.get(a, 1.0) for a in accounts) or 1.0
+    return {subject: min(1.0, fsum(found) / everybody) for subject, found in voices.items()}
 
 
 def _quarantined(rows: Iterable[Rated], trust: Trust) -> list[Quarantined]:

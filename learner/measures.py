@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feedback import intervals
+
 Floats = NDArray[np.float64]
 
 
@@ -18,15 +20,9 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """A proportion with Wilson's 95 % interval; (0.5, 0, 1) from nothing.
-
-    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953."""
-    if n == 0:
-        return Interval(0.5, 0.0, 1.0)
-    z, share = 1.959964, successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    """A proportion with Wilson's 95 % interval; (0.5, 0, 1) from nothing."""
+    share = successes / n if n else 0.5
+    return Interval(share, *intervals.wilson(share, n, intervals.Z_TWO_SIDED_95))
 
 
 def calibration_error(probabilities_N: Floats, outcomes_N: Floats, bins: int = 15) -> float:

@@ -25,7 +25,7 @@ VERBS = {
     "keys": Verb("serving", "create, list and revoke API keys"),
     "pipeline": Verb("feedback", "fold recorded events into grades and preference pairs"),
     "forward": Verb("feedback", "move the embedded event log on to Kafka"),
-    "data": Verb("feedback", "build, list and show dataset snapshots"),
+    "data": Verb("feedback", "build, compare, export and trace dataset snapshots; dead letters"),
     "learn": Verb("learner", "make the base model, train reward model and policy, run turns"),
     "engine": Verb("ops", "run one engine replica in the foreground"),
     "controller": Verb("ops", "load adapters, judge candidates, roll them out"),

@@ -6,10 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
+from feedback.intervals import Z_ONE_SIDED_95, wilson
 from ops.adapters import EvalReport
 from ops.config import Rollout
-
-Z_ONE_SIDED_95 = 1.6449
 
 
 class Verdict(StrEnum):
@@ -58,18 +57,6 @@ def explain(results: Sequence[GateResult]) -> str:
     """One line: what did not pass and why, or that all did."""
     short = [f"{r.name} {r.verdict}: {r.reason}" for r in results if r.verdict is not Verdict.PASS]
     return "; ".join(short) or f"all {len(results)} gates passed"
-
-
-def wilson(share: float, n: int, z: float = Z_ONE_SIDED_95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion of `n` trials, one-sided at either end; [0, 1] of none.
-
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)        Source: Wilson 1927.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 def newcombe(share: float, before: float, n: int, z: float = Z_ONE_SIDED_95) -> tuple[float, float]:

@@ -48,6 +48,15 @@ def assign(table: TrafficTable, unit: str) -> Assignment:
     return Assignment(table.stable, "stable", 1.0 - table.canary_fraction)
 
 
+def other_arm(table: TrafficTable, given: Assignment) -> Assignment | None:
+    """What the split gives those who are not in `given`'s arm; None while one arm has all the traffic."""
+    if table.canary is None or not 0.0 < table.canary_fraction < 1.0:
+        return None
+    if given.arm == "stable":
+        return Assignment(table.canary, "canary", table.canary_fraction)
+    return Assignment(table.stable, "stable", 1.0 - table.canary_fraction)
+
+
 def pin(table: TrafficTable, adapter: str) -> Assignment:
     """The adapter a client asked for by name.
 

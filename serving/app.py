@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from feedback.embedded import EmbeddedLog
 from ops.errors import RegistryUnavailable
 from ops.telemetry import logger
-from serving import health, openapi, signals
+from serving import health, openapi, signals, told
 from serving.asgi import App, ClientGone, Receive, Scope, Send, error_headers, read_json
 from serving.auth import Authenticator, Keys
 from serving.chat import REQUESTS, Chat
@@ -119,8 +119,17 @@ def _control_plane(
         headers = dict(request.scope["headers"])
         principal = authenticator.principal(headers)
         body = await read_json(headers, request.receive, config.max_body_bytes)
-        given = signals.parse(body, config.max_text_chars)
+        given = told.parse(body, config.max_text_chars)
         return _json("feedback", await inbox.accept(given, principal, datetime.now(UTC)))
+
+    @api.post("/v1/feedback/batch", openapi_extra=openapi.FEEDBACK_BATCH)
+    async def feedback_batch(request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        principal = authenticator.principal(headers)
+        body = await read_json(headers, request.receive, config.max_body_bytes)
+        given = told.parse_batch(body, config.max_text_chars)
+        answers = await inbox.accept_all(given, principal, datetime.now(UTC))
+        return _json("feedback_batch", signals.results(answers))
 
     @api.get("/v1/models")
     async def models(request: Request) -> Response:

@@ -24,7 +24,7 @@ _PASSED = frozenset(
     "top_p".split()
 )
 _HANDLED = frozenset(
-    "logprobs messages metadata model n store stream stream_options top_logprobs user".split()
+    "logprobs messages metadata model n ratchet store stream stream_options top_logprobs user".split()
 )
 _IGNORED = frozenset(
     "modalities prediction prompt_cache_key prompt_cache_retention safety_identifier service_tier "
@@ -41,6 +41,12 @@ _RESPONSE_FORMATS = frozenset("text json_object json_schema".split())
 _CONVERSATION = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_USER_CHARS = 512
 _FIELD_AT = re.compile(r"`\$\.([a-z_]+)")
+
+
+class _Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`ratchet`: what no other server of this protocol knows."""
+
+    compare: bool = False
 
 
 class _Fields(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +73,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    ratchet: _Wishes = _Wishes()
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +84,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     wants_logprobs: bool
     learn: bool
+    compare: bool
+    """The client can show two replies side by side."""
     user: str
     """As the client names its end user; empty when it does not."""
     conversation: str
@@ -92,7 +101,7 @@ _encoder = msgspec.json.Encoder()
 
 def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
     """Raises: BadRequest naming the field in `param` and what to send instead."""
-    raw = decode_object(body)
+    raw = without_nulls(decode_object(body))
     fields = _typed(raw)
     _refuse_unknown(raw)
     _check_messages(fields.messages)
@@ -111,6 +120,7 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
         stream=fields.stream,
         wants_logprobs=fields.logprobs,
         learn=fields.store,
+        compare=fields.ratchet.compare,
         user=_user(fields, headers),
         conversation=_conversation(fields, headers),
         sampling=sampling,
@@ -118,18 +128,20 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Asked:
     )
 
 
-def decode_object(body: bytes, *, nulls: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A JSON object without its nulls, which mean the same as absent but in the fields `nulls`.
-
-    Raises: BadRequest.
-    """
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises: BadRequest."""
     try:
         raw = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadRequest(f"the body is not valid JSON: {e}", code="invalid_json") from e
     if not isinstance(raw, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    return {k: v for k, v in raw.items() if v is not None or k in nulls}
+    return raw
+
+
+def without_nulls(raw: dict[str, Any], *, keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """A null means the same as an absent field, but in the fields `keep`."""
+    return {k: v for k, v in raw.items() if v is not None or k in keep}
 
 
 def for_engine(asked: Asked, adapter: str, cache_salt: str) -> bytes:
@@ -137,6 +149,14 @@ def for_engine(asked: Asked, adapter: str, cache_salt: str) -> bytes:
     return _encoder.encode(
         {"model": adapter, "messages": asked.messages, "cache_salt": cache_salt, **asked.engine_fields}
     )
+
+
+def once_more(asked: Asked, seed: int | None) -> Asked:
+    """The same request, answered whole; with `seed` in the place of its own unless that is None."""
+    changed: dict[str, Any] = {"stream": False} if seed is None else {"stream": False, "seed": seed}
+    fields = {k: v for k, v in asked.engine_fields.items() if k != "stream_options"} | changed
+    sampling = asked.sampling if seed is None else msgspec.structs.replace(asked.sampling, seed=seed)
+    return msgspec.structs.replace(asked, stream=False, sampling=sampling, engine_fields=fields)
 
 
 def identify(asked: Asked, owner: str, secret: bytes) -> tuple[str, IdentitySource]:
@@ -152,6 +172,11 @@ def identify(asked: Asked, owner: str, secret: bytes) -> tuple[str, IdentitySour
     who = f"{owner}\x1f{asked.user}\x1f".encode("utf-8", "surrogatepass")
     name = blake2b(who + what, digest_size=16, key=secret[:64], person=b"conversation").hexdigest()
     return name, IdentitySource.USER if asked.user else IdentitySource.HISTORY
+
+
+def conversation_key(owner: str, conversation: str) -> str:
+    """Names the conversation in the log: what an owner calls it is nobody else's."""
+    return f"{owner}/{conversation}"
 
 
 def _typed(raw: dict[str, Any]) -> _Fields:

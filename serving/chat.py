@@ -8,24 +8,23 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
-from feedback.events import IdentitySource, TurnRecorded, TurnStatus
+from feedback.events import TurnStatus
 from feedback.privacy import pseudonym
-from ops.traffic import Assignment
 from serving.asgi import ClientGone, Outlet, Receive, Scope, Send, read_json
-from serving.asked import Asked, for_engine, identify, parse
-from serving.auth import Authenticator, Principal
+from serving.asked import conversation_key, identify, parse
+from serving.auth import Authenticator
+from serving.comparing import Comparisons, Second
 from serving.config import Gateway
 from serving.errors import EngineBroke, NotRecorded, Overloaded, ServingError, ShuttingDown
 from serving.recording import Recorder, Tee
 from serving.routing import Router, choose
-from serving.transcript import Transcript, visible
+from serving.transcript import visible
+from serving.turns import Turn
 from serving.upstream import Reply, Upstream
 
 REQUESTS = Counter(
@@ -36,118 +35,13 @@ ADDED_SECONDS = Histogram(
     "Time the gateway itself took for a reply: before the engine was asked and after it was done, seconds",
     buckets=(0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1),
 )
-FIRST_TOKEN_SECONDS = Histogram(
-    "ratchet_serving_first_token_seconds",
-    "Time to the first token of a stream, seconds",
-    ["adapter"],
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-)
 IN_FLIGHT = Gauge("ratchet_serving_in_flight_count", "Chat requests being answered")
-TURNS = Counter(
-    "ratchet_serving_turns_total",
-    "Turns served, by adapter, arm, how the reply finished and how the turn ended",
-    ["adapter", "arm", "finish_reason", "status"],
-)
-
 LAST_WORDS_S = 5.0
 """Longest time between cutting replies off at shutdown and ending."""
 
 _CLIENT_GONE = 499
 """nginx's status for a client that closed its connection; only in metrics, it is never sent."""
-_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 _encoder = msgspec.json.Encoder()
-
-
-class Turn:
-    """One request while it is answered."""
-
-    def __init__(
-        self,
-        asked: Asked,
-        principal: Principal,
-        conversation: str,
-        identity: IdentitySource,
-        user: str,
-        assignment: Assignment,
-        response_id: str,
-        started: float,
-    ) -> None:
-        self.asked = asked
-        self.assignment = assignment
-        self.response_id = response_id
-        self.transcript = Transcript()
-        self.first_token_s: float | None = None
-        self._principal = principal
-        self._conversation = conversation
-        self._identity = identity
-        self._user = user
-        self._started = started
-        self._started_at = datetime.now(UTC)
-        self._engine_s = 0.0
-
-    @property
-    def extras(self) -> dict[str, str]:
-        """What the client learns beyond OpenAI's protocol."""
-        return {
-            "response_id": self.response_id,
-            "adapter": self.assignment.adapter,
-            "arm": self.assignment.arm,
-            "conversation_id": self._conversation,
-        }
-
-    def for_engine(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the request to an engine, which makes its response id of the request id."""
-        body = for_engine(self.asked, self.assignment.adapter, self._principal.cache_salt)
-        headers = {
-            "Content-Type": "application/json",
-            "X-Request-Id": self.response_id.removeprefix("chatcmpl-"),
-        }
-        return body, headers
-
-    @contextmanager
-    def engine_working(self) -> Iterator[None]:
-        """What happens inside is the engine's time."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._engine_s = time.perf_counter() - began
-
-    def added_s(self) -> float:
-        return time.perf_counter() - self._started - self._engine_s
-
-    def mark_first_token(self) -> None:
-        self.first_token_s = time.perf_counter() - self._started
-        FIRST_TOKEN_SECONDS.labels(self.assignment.adapter).observe(self.first_token_s)
-
-    def recorded(self, status: TurnStatus) -> TurnRecorded:
-        """The turn as it goes into the log; without a word of it when the client withheld consent."""
-        said, keeps = self.transcript, self.asked.learn
-        reason = said.finish_reason
-        label = reason if reason in _FINISH_REASONS else "other" if reason else "none"
-        TURNS.labels(self.assignment.adapter, self.assignment.arm, label, status.value).inc()
-        return TurnRecorded(
-            response_id=self.response_id,
-            conversation_id=f"{self._principal.owner}/{self._conversation}",
-            identity=self._identity,
-            principal=self._principal.owner,
-            user=self._user,
-            adapter=self.assignment.adapter,
-            arm=self.assignment.arm,
-            propensity=self.assignment.propensity,
-            messages=self.asked.messages if keeps else (),
-            reply=said.message() if keeps else {"role": "assistant", "content": ""},
-            prompt_token_ids=said.prompt_token_ids if keeps else (),
-            token_ids=tuple(said.token_ids) if keeps else (),
-            logprobs=tuple(said.logprobs) if keeps else (),
-            sampling=self.asked.sampling,
-            finish_reason=reason,
-            status=status,
-            started_at=self._started_at,
-            first_token_s=self.first_token_s,
-            duration_s=time.perf_counter() - self._started,
-            learn=keeps,
-        )
 
 
 class Departure:
@@ -198,6 +92,7 @@ class Chat:
         self._upstream = upstream
         self._recorder = recorder
         self._secret = secret
+        self._comparisons = Comparisons(config, router, upstream)
         self._in_flight = 0
         IN_FLIGHT.set_function(lambda: self._in_flight)
 
@@ -235,18 +130,19 @@ class Chat:
         self._recorder.admit()
         conversation, identity = identify(asked, principal.owner, self._secret)
         user = pseudonym(self._secret, principal.owner, asked.user)
-        unit = user if asked.user else f"{principal.owner}/{conversation}"
+        unit = user if asked.user else conversation_key(principal.owner, conversation)
         assignment = choose(self._router.current(), asked.model, unit)
         return Turn(asked, principal, conversation, identity, user, assignment, response_id, started)
 
     async def _answer(self, turn: Turn, receive: Receive, outlet: Outlet) -> None:
         """Hand on the engine's reply, and record the turn however it ends once an engine was asked."""
+        second = self._comparisons.begin(turn, self._in_flight)
         departure = Departure(receive)
         try:
             if turn.asked.stream:
-                await self._stream(turn, departure, outlet)
+                await self._stream(turn, second, departure, outlet)
             else:
-                await self._whole(turn, departure, outlet)
+                await self._whole(turn, second, departure, outlet)
         except EngineBroke:
             await self._record_end(turn, TurnStatus.FAILED)
             raise
@@ -255,20 +151,21 @@ class Chat:
             raise departure.reason() from None
         finally:
             departure.disarm()
+            if second is not None:
+                second.abandon()
 
-    async def _whole(self, turn: Turn, departure: Departure, outlet: Outlet) -> None:
+    async def _whole(self, turn: Turn, second: Second | None, departure: Departure, outlet: Outlet) -> None:
         with turn.engine_working():
             data = await self._upstream.complete(turn.assignment.adapter, *turn.for_engine())
         turn.transcript.add(data)
         if not turn.transcript.finish_reason:
             raise EngineBroke("the engine's reply has no end")
-        shown = visible(data, turn.response_id, turn.asked.wants_logprobs) | {"ratchet": turn.extras}
-        departure.disarm()
-        await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
-        await outlet.whole(_encoder.encode(shown))
+        shown = visible(data, turn.response_id, turn.asked.wants_logprobs)
+        extras = await self._complete(turn, second, departure)
+        await outlet.whole(_encoder.encode(shown | {"ratchet": extras}))
         ADDED_SECONDS.observe(turn.added_s())
 
-    async def _stream(self, turn: Turn, departure: Departure, outlet: Outlet) -> None:
+    async def _stream(self, turn: Turn, second: Second | None, departure: Departure, outlet: Outlet) -> None:
         tee = Tee(turn.transcript, turn.response_id, turn.asked.wants_logprobs)
         with turn.engine_working():
             reply = await self._upstream.stream(turn.assignment.adapter, *turn.for_engine())
@@ -276,10 +173,19 @@ class Chat:
                 await _relay(reply, tee, turn, outlet)
             finally:
                 reply.close()
-        departure.disarm()
-        await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
-        await outlet.push(tee.tail(turn.extras), last=True)
+        extras = await self._complete(turn, second, departure)
+        await outlet.push(tee.tail(extras), last=True)
         ADDED_SECONDS.observe(turn.added_s())
+
+    async def _complete(self, turn: Turn, second: Second | None, departure: Departure) -> dict[str, Any]:
+        """Make the turn durable, and the one beside it. Returns: the extras for the client."""
+        other = None if second is None else await second.in_time(self._config.comparison_wait_s)
+        departure.disarm()
+        if other is None:
+            await self._recorder.turn(turn.recorded(TurnStatus.COMPLETE))
+            return turn.extras
+        await asyncio.gather(*(self._recorder.turn(t.recorded(TurnStatus.COMPLETE)) for t in (turn, other)))
+        return turn.extras | {"alternative": other.as_alternative()}
 
     async def _record_end(self, turn: Turn, status: TurnStatus) -> None:
         """Record a turn that did not complete; its client is told something else already."""

@@ -29,7 +29,16 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Longest time for a whole reply."""
     log_timeout_s: float = 5.0
     """How long a turn or a signal may take to become durable before it counts as not recorded."""
+    comparison_rate: float = 0.02
+    """Share of turns that get two replies to compare, of those whose client can show them
+    (`"ratchet": {"compare": true}`)."""
+    comparison_wait_s: float = 2.0
+    """How long the end of a reply waits for the second one, before it goes out alone."""
     poll_s: float = 0.3
     """How often traffic table, replica readiness and API keys are read anew."""
     drain_s: float = 20.0
     """On SIGTERM: how long running replies may go on before they are cut off."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.comparison_rate <= 1.0:
+            raise ValueError(f"comparison_rate {self.comparison_rate} must be a share, 0 to 1")

@@ -7,6 +7,7 @@ ServingError
 ├── Forbidden                403  the key's role does not allow this
 ├── UnknownModel             404  a model name that is not served
 ├── UnknownReply             404  no such reply, or another key's: the same answer for both
+├── UnknownConversation      404  no turn in it, or another key's: the same answer for both
 ├── Conflict                 409  an idempotency key used again for something else
 ├── TooLarge                 413  a body above the configured limit
 ├── WrongContentType         415  a body that does not say it is JSON
@@ -56,6 +57,10 @@ class UnknownModel(ServingError):
 
 
 class UnknownReply(ServingError):
+    pass
+
+
+class UnknownConversation(ServingError):
     pass
 
 
@@ -119,6 +124,7 @@ ANSWERS: dict[type[ServingError], Answer] = {
     Forbidden: Answer(403, "permission_error", "insufficient_role"),
     UnknownModel: Answer(404, "invalid_request_error", "model_not_found"),
     UnknownReply: Answer(404, "invalid_request_error", "reply_not_found"),
+    UnknownConversation: Answer(404, "invalid_request_error", "conversation_not_found"),
     Conflict: Answer(409, "invalid_request_error", "idempotency_conflict"),
     TooLarge: Answer(413, "invalid_request_error", "body_too_large"),
     WrongContentType: Answer(415, "invalid_request_error", "wrong_content_type"),
@@ -145,9 +151,12 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+def detail_of(error: ServingError) -> ErrorDetail:
+    """`error` in OpenAI's words."""
+    answer = ANSWERS[type(error)]
+    return ErrorDetail(error.message, answer.type, error.param, error.code or answer.code)
+
+
 def body_of(error: ServingError) -> bytes:
     """`error` as OpenAI's clients expect it."""
-    answer = ANSWERS[type(error)]
-    return msgspec.json.encode(
-        ErrorBody(ErrorDetail(error.message, answer.type, error.param, error.code or answer.code))
-    )
+    return msgspec.json.encode(ErrorBody(detail_of(error)))

@@ -5,15 +5,13 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from serving import signals
+from serving import signals, told
 from serving.errors import ErrorBody
 
 _TEMPLATE = "#/components/schemas/{name}"
-_, SCHEMAS = msgspec.json.schema_components(
-    (signals.Feedback, signals.Accepted, ErrorBody), ref_template=_TEMPLATE
-)
+_, SCHEMAS = msgspec.json.schema_components((told.Batch, signals.Results, ErrorBody), ref_template=_TEMPLATE)
 SCHEMAS["SignalKind"]["enum"] = [
-    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in signals.NOT_FROM_CLIENTS
+    kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in told.NOT_FROM_CLIENTS
 ]
 
 
@@ -32,20 +30,23 @@ def _errors(**statuses: str) -> dict[str, Any]:
     }
 
 
+def _examples(shown: dict[str, Any]) -> dict[str, Any]:
+    return {name: {"value": value} for name, value in shown.items()}
+
+
 _BEARER: list[dict[str, list[str]]] = [{"ApiKey": []}]
 
 FEEDBACK: dict[str, Any] = {
-    "summary": "Say what somebody did about a reply",
+    "summary": "Say what somebody did about a reply or a conversation",
     "description": (
-        "`value` null in a thumb, rating, comparison or label takes back what the same user said before, "
-        "in the same kind, about the same reply: it no longer counts."
+        "`value` null in a thumb, rating, comparison, label or outcome, or `text` null in a comment or edit, "
+        "takes back what the same user said before, in the same kind, about the same reply or conversation: "
+        "it no longer counts."
     ),
     "security": _BEARER,
     "requestBody": {
         "required": True,
-        **_json(
-            _ref("Feedback"), examples={name: {"value": value} for name, value in signals.EXAMPLES.items()}
-        ),
+        **_json(_ref("Feedback"), examples=_examples(told.EXAMPLES)),
     },
     "responses": {
         "200": {"description": "The signal is durable", **_json(_ref("Accepted"))},
@@ -53,11 +54,33 @@ FEEDBACK: dict[str, Any] = {
             _400="A field that cannot be used; `param` names it",
             _401="No key, or an unknown one",
             _403="A label without the role operator",
-            _404="No such reply, or another key's",
+            _404="No such reply or conversation, or another key's",
             _409="The idempotency key stands for other feedback",
             _413="The body is too large",
             _415="The body is not sent as JSON",
             _503="Not durable now; see Retry-After",
+        ),
+    },
+}
+
+FEEDBACK_BATCH: dict[str, Any] = {
+    "summary": f"Feedback on up to {told.MAX_BATCH} replies or conversations at once",
+    "description": (
+        "Items are taken in their order and answered each on its own, as POST /v1/feedback would answer it: "
+        "`accepted` or `error`. One that is refused keeps no other out."
+    ),
+    "security": _BEARER,
+    "requestBody": {
+        "required": True,
+        **_json(_ref("Batch"), examples=_examples(told.BATCH_EXAMPLES)),
+    },
+    "responses": {
+        "200": {"description": "Every item that is `accepted` is durable", **_json(_ref("Results"))},
+        **_errors(
+            _400="No list of feedback, or too long a one: nothing was taken",
+            _401="No key, or an unknown one",
+            _413="The body is too large",
+            _415="The body is not sent as JSON",
         ),
     },
 }
@@ -93,6 +116,11 @@ CHAT: dict[str, Any] = {
                         "stream": {"type": "boolean", "default": False},
                         "user": {"type": "string"},
                         "store": {"type": "boolean", "default": True},
+                        "ratchet": {
+                            "type": "object",
+                            "properties": {"compare": {"type": "boolean", "default": False}},
+                            "description": "`compare`: two replies may come, to be shown side by side",
+                        },
                     },
                 },
                 example={
@@ -123,14 +151,15 @@ CHAT: dict[str, Any] = {
 def complete(api: FastAPI) -> None:
     """Give `api`'s document the completions path, the schemas and how to authenticate.
 
-    And once more the body of feedback: FastAPI leaves out nulls, also in examples.
+    And once more the bodies of feedback: FastAPI leaves out nulls, also in examples.
     """
     made = api.openapi
 
     def document() -> dict[str, Any]:
         document = made()
         document["paths"]["/v1/chat/completions"] = CHAT
-        document["paths"]["/v1/feedback"]["post"]["requestBody"] = FEEDBACK["requestBody"]
+        for path, described in (("/v1/feedback", FEEDBACK), ("/v1/feedback/batch", FEEDBACK_BATCH)):
+            document["paths"][path]["post"]["requestBody"] = described["requestBody"]
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
         components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}

@@ -6,6 +6,7 @@ is one of the three places where every exception is caught: a chat survives its 
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -128,8 +129,15 @@ class Recorder:
 
     async def find(self, topic: Topic, event_id: str) -> Event | None:
         """Raises: NotRecorded when the log cannot be read."""
+        return await self._read(self._log.find, topic, event_id)
+
+    async def first_turn(self, conversation_id: str) -> Event | None:
+        """Of a conversation. Raises: NotRecorded when the log cannot be read."""
+        return await self._read(self._log.first_turn, conversation_id)
+
+    async def _read(self, look_up: Callable[..., bytes | None], *args: str) -> Event | None:
         try:
-            raw = await asyncio.to_thread(self._log.find, topic, event_id)
+            raw = await asyncio.to_thread(look_up, *args)
             return None if raw is None else codec.decode(raw)
         except Exception as e:  # a log that fails in whatever way is a 503, never a 500
             logger().error("log_unreadable", error=str(e), kind=type(e).__name__)

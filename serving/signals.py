@@ -1,126 +1,61 @@
-"""POST /v1/feedback: what somebody did about a reply, checked against its turn, durable before the 200."""
+"""POST /v1/feedback, also in batches: checked against what was served, durable before the answer."""
 
+import asyncio
 import secrets
-from datetime import datetime
+from collections.abc import Awaitable, Sequence
+from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 from prometheus_client import Counter
 
 from feedback.eventlog import Topic
-from feedback.events import VALUED, SignalKind, SignalReceived, TurnRecorded
+from feedback.events import IdentitySource, SignalKind, SignalReceived, TurnRecorded
 from feedback.privacy import pseudonym
-from serving.asked import decode_object
+from serving.asked import conversation_key
 from serving.auth import Principal, Role
-from serving.errors import BadRequest, Conflict, Forbidden, UnknownReply
+from serving.errors import (
+    BadRequest,
+    Conflict,
+    ErrorDetail,
+    Forbidden,
+    NotRecorded,
+    ServingError,
+    UnknownConversation,
+    UnknownReply,
+    detail_of,
+)
 from serving.recording import Recorder
+from serving.told import Feedback, dimensions_of
 
 SIGNALS = Counter("ratchet_serving_signals_total", "Signals accepted, by kind", ["kind"])
 
-NOT_FROM_CLIENTS = {
-    SignalKind.BRANCH: "a branch is read from the history alone",
-    SignalKind.JUDGEMENT: "a judgement is a machine's, made by `ratchet learn judge`",
-}
-"""Kinds that no client may send, and why."""
-MAX_REASONS = 16
-MAX_REASON_CHARS = 200
+T = TypeVar("T")
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/feedback."""
-
-    response_id: str
-    """Id of the reply, from its `id` or `ratchet.response_id`."""
-    kind: SignalKind
-    value: float | None = None
-    """thumb: 1 up, 0 down. rating and label: 0 to 1. comparison: probability that `response_id` is the better
-    reply. These kinds need one; null takes the earlier signal back."""
-    text: str | None = None
-    """comment: its text. edit: the reply as the user would have it."""
-    reasons: list[str] = []
-    """Short labels, such as `wrong` or `too long`."""
-    other_response_id: str | None = None
-    """comparison and regeneration: the other reply."""
-    idempotency_key: str | None = None
-    """The same key again records nothing new."""
-    user: str | None = None
-    """The end user who says so; without it, the one whose reply it was."""
-
-
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer: the signal is in the log."""
 
     signal_id: str
-    response_id: str
     kind: SignalKind
+    response_id: str | None = None
+    conversation_id: str | None = None
 
 
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "thumb up": {"response_id": "chatcmpl-3f0c…", "kind": "thumb", "value": 1},
-    "thumb down with reasons": {
-        "response_id": "chatcmpl-3f0c…",
-        "kind": "thumb",
-        "value": 0,
-        "reasons": ["wrong", "too long"],
-    },
-    "thumb taken back": {"response_id": "chatcmpl-3f0c…", "kind": "thumb", "value": None},
-    "edit": {"response_id": "chatcmpl-3f0c…", "kind": "edit", "text": "The reply as it should have been."},
-    "comparison": {
-        "response_id": "chatcmpl-3f0c…",
-        "kind": "comparison",
-        "other_response_id": "chatcmpl-91ab…",
-        "value": 0.9,
-    },
-}
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one item of a batch: it is in the log, or why not."""
+
+    index: int
+    """Its place in the batch, from 0."""
+    accepted: Accepted | None = None
+    error: ErrorDetail | None = None
 
 
-def parse(body: bytes, max_text_chars: int) -> Feedback:
-    """Raises: BadRequest naming the field in `param`."""
-    raw = decode_object(body, nulls=frozenset({"value"}))
-    for name in ("response_id", "kind"):
-        if name not in raw:
-            raise BadRequest(f"{name}: required", param=name, code="missing_required_parameter")
-    if isinstance(raw.get("value"), bool):
-        raw["value"] = float(raw["value"])
-    unknown = sorted(raw.keys() - set(Feedback.__struct_fields__))
-    if unknown:
-        raise BadRequest(f"{unknown[0]}: not a field of feedback", param=unknown[0], code="unknown_parameter")
-    try:
-        feedback = msgspec.convert(raw, Feedback)
-    except msgspec.ValidationError as e:
-        name = str(e).rpartition("`$.")[2].partition("`")[0].partition("[")[0]
-        raise BadRequest(str(e), param=name or None) from e
-    if feedback.kind in VALUED and "value" not in raw:
-        raise BadRequest(
-            f"value: a {feedback.kind} needs one; null takes the earlier {feedback.kind} back",
-            param="value",
-            code="missing_required_parameter",
-        )
-    _check(feedback, max_text_chars)
-    return feedback
+class Results(msgspec.Struct, frozen=True):
+    """The answer to a batch: a result for each item, in its order."""
 
-
-def _check(feedback: Feedback, max_text_chars: int) -> None:
-    value, kind = feedback.value, feedback.kind
-    if kind in NOT_FROM_CLIENTS:
-        raise BadRequest(f"kind: {NOT_FROM_CLIENTS[kind]}", param="kind", code="unsupported_value")
-    if kind is SignalKind.THUMB and value not in (0.0, 1.0, None):
-        raise BadRequest("value: a thumb is 1 (up), 0 (down) or null (taken back)", param="value")
-    if value is not None and not 0.0 <= value <= 1.0:
-        raise BadRequest(f"value: {value} is not between 0 and 1", param="value")
-    if kind in (SignalKind.COMMENT, SignalKind.EDIT) and not (feedback.text or "").strip():
-        raise BadRequest(f"text: {'an' if kind is SignalKind.EDIT else 'a'} {kind} needs one", param="text")
-    if kind is SignalKind.COMPARISON and not feedback.other_response_id:
-        raise BadRequest("other_response_id: a comparison needs the other reply", param="other_response_id")
-    if feedback.text is not None and len(feedback.text) > max_text_chars:
-        raise BadRequest(f"text: at most {max_text_chars} characters", param="text", code="string_too_long")
-    if len(feedback.reasons) > MAX_REASONS or any(len(r) > MAX_REASON_CHARS for r in feedback.reasons):
-        raise BadRequest(
-            f"reasons: at most {MAX_REASONS} of {MAX_REASON_CHARS} characters each",
-            param="reasons",
-            code="string_too_long",
-        )
+    results: list[Result]
 
 
 class Signals:
@@ -133,19 +68,57 @@ class Signals:
     async def accept(self, feedback: Feedback, principal: Principal, now: datetime) -> Accepted:
         """The signal is durable when this returns.
 
-        Raises: Forbidden; UnknownReply; Conflict when its idempotency key stands for another signal;
-        NotRecorded.
+        Raises: Forbidden; UnknownReply; UnknownConversation; BadRequest for a conversation that several
+        people may share; Conflict when its idempotency key stands for another signal; NotRecorded.
         """
-        if feedback.kind is SignalKind.LABEL and principal.role < Role.OPERATOR:
+        (answer,) = await self.accept_all([feedback], principal, now)
+        if isinstance(answer, ServingError):
+            raise answer
+        return answer
+
+    async def accept_all(
+        self, given: Sequence[Feedback | ServingError], principal: Principal, now: datetime
+    ) -> list[Accepted | ServingError]:
+        """An answer to each; everything accepted is durable when this returns.
+
+        Each counts as said a microsecond after the one before it, so that the last word is the last.
+        """
+        signals = [
+            said
+            if isinstance(said, ServingError)
+            else await _caught(self._signal(said, principal, now + timedelta(microseconds=n)))
+            for n, said in enumerate(given)
+        ]
+        return await asyncio.gather(
+            *(_caught(self._record(said, signal)) for said, signal in zip(given, signals, strict=True))
+        )
+
+    async def _signal(self, said: Feedback, principal: Principal, now: datetime) -> SignalReceived:
+        if said.kind is SignalKind.LABEL and principal.role < Role.OPERATOR:
             raise Forbidden("labels need a key with the role operator")
-        turn = await self._turn(feedback.response_id, "response_id", principal, feedback.kind)
-        if feedback.other_response_id:
-            await self._turn(feedback.other_response_id, "other_response_id", principal, feedback.kind)
-        signal = self._signal(feedback, turn, principal, now)
-        if feedback.idempotency_key is None or not await self._known(signal):
-            await self._recorder.signal(signal)
-            SIGNALS.labels(feedback.kind.value).inc()
-        return Accepted(signal.signal_id, signal.response_id, signal.kind)
+        turn = await self._target(said, principal)
+        if said.other_response_id:
+            await self._turn(said.other_response_id, "other_response_id", principal, said.kind)
+        return SignalReceived(
+            signal_id=_signal_id(said, principal),
+            response_id=said.response_id or "",
+            conversation_id=turn.conversation_id,
+            principal=principal.owner,
+            user=self._rater(said, turn, principal),
+            kind=said.kind,
+            value=said.value,
+            text=said.text,
+            reasons=tuple(said.reasons),
+            other_response_id=said.other_response_id,
+            dimensions=dimensions_of(said),
+            received_at=now,
+        )
+
+    async def _target(self, feedback: Feedback, principal: Principal) -> TurnRecorded:
+        """The turn it is about, or the first one of the conversation."""
+        if feedback.conversation_id is None:
+            return await self._turn(feedback.response_id or "", "response_id", principal, feedback.kind)
+        return await self._opening(feedback.conversation_id, principal)
 
     async def _turn(
         self, response_id: str, param: str, principal: Principal, kind: SignalKind
@@ -158,38 +131,77 @@ class Signals:
             raise UnknownReply(f"{param}: no such reply", param=param)
         return event.data
 
-    def _signal(
-        self, feedback: Feedback, turn: TurnRecorded, principal: Principal, now: datetime
-    ) -> SignalReceived:
-        rater = pseudonym(self._secret, principal.owner, feedback.user) if feedback.user else turn.user
-        if feedback.kind is SignalKind.LABEL and not feedback.user:
-            rater = pseudonym(self._secret, principal.owner)
-        return SignalReceived(
-            signal_id=_signal_id(feedback, principal),
-            response_id=turn.response_id,
-            conversation_id=turn.conversation_id,
-            principal=principal.owner,
-            user=rater,
-            kind=feedback.kind,
-            value=feedback.value,
-            text=feedback.text,
-            reasons=tuple(feedback.reasons),
-            other_response_id=feedback.other_response_id,
-            received_at=now,
-        )
+    async def _opening(self, conversation: str, principal: Principal) -> TurnRecorded:
+        event = await self._recorder.first_turn(conversation_key(principal.owner, conversation))
+        if (
+            event is None
+            or not isinstance(event.data, TurnRecorded)
+            or event.data.principal != principal.owner
+        ):
+            raise UnknownConversation("conversation_id: no such conversation", param="conversation_id")
+        if event.data.identity is IdentitySource.HISTORY:
+            raise BadRequest(
+                "conversation_id: only its first message names this conversation, and several people may "
+                "have sent that; send `user` or `metadata.conversation_id` with chats, or a response_id here",
+                param="conversation_id",
+                code="shared_conversation",
+            )
+        return event.data
 
-    async def _known(self, signal: SignalReceived) -> bool:
-        """This very signal was received before. Raises: Conflict when another one was, under its key."""
-        event = await self._recorder.find(Topic.SIGNALS, f"signal-{signal.signal_id}")
-        if event is None or not isinstance(event.data, SignalReceived):
-            return False
-        if msgspec.structs.replace(event.data, received_at=signal.received_at) != signal:
+    def _rater(self, feedback: Feedback, turn: TurnRecorded, principal: Principal) -> str:
+        if feedback.user:
+            return pseudonym(self._secret, principal.owner, feedback.user)
+        return pseudonym(self._secret, principal.owner) if feedback.kind is SignalKind.LABEL else turn.user
+
+    async def _record(self, said: Feedback | ServingError, signal: SignalReceived | ServingError) -> Accepted:
+        if isinstance(said, ServingError):
+            raise said
+        if isinstance(signal, ServingError):
+            raise signal
+        await self._recorder.signal(signal)
+        if said.idempotency_key is None or await self._is_new(signal):
+            SIGNALS.labels(signal.kind.value).inc()
+        return _accepted(signal)
+
+    async def _is_new(self, signal: SignalReceived) -> bool:
+        """The log keeps the first signal of an id. Raises: Conflict when that said something else."""
+        kept = await self._recorder.find(Topic.SIGNALS, f"signal-{signal.signal_id}")
+        if kept is None or not isinstance(kept.data, SignalReceived):
+            raise NotRecorded("the event log does not show what it took; try again later")
+        if msgspec.structs.replace(kept.data, received_at=signal.received_at) != signal:
             raise Conflict("idempotency_key: used before for other feedback", param="idempotency_key")
-        return True
+        return kept.data.received_at == signal.received_at
+
+
+def results(answers: Sequence[Accepted | ServingError]) -> Results:
+    """Answers to a batch as they are sent."""
+    return Results(
+        [
+            Result(index=n, error=detail_of(answer))
+            if isinstance(answer, ServingError)
+            else Result(index=n, accepted=answer)
+            for n, answer in enumerate(answers)
+        ]
+    )
+
+
+async def _caught(step: Awaitable[T]) -> T | ServingError:
+    try:
+        return await step
+    except ServingError as e:
+        return e
+
+
+def _accepted(signal: SignalReceived) -> Accepted:
+    if signal.response_id:
+        return Accepted(signal_id=signal.signal_id, kind=signal.kind, response_id=signal.response_id)
+    name = signal.conversation_id.removeprefix(conversation_key(signal.principal, ""))
+    return Accepted(signal_id=signal.signal_id, kind=signal.kind, conversation_id=name)
 
 
 def _signal_id(feedback: Feedback, principal: Principal) -> str:
     if feedback.idempotency_key is None:
         return secrets.token_hex(16)
-    named = f"{principal.owner}\x1f{feedback.response_id}\x1f{feedback.idempotency_key}"
+    about = feedback.response_id or f"conversation/{feedback.conversation_id}"
+    named = f"{principal.owner}\x1f{about}\x1f{feedback.idempotency_key}"
     return blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16, person=b"signal").hexdigest()

@@ -85,6 +85,10 @@ class Transcript:
     def begun(self) -> bool:
         return bool(self._texts or self._tool_calls)
 
+    @property
+    def text(self) -> str:
+        return "".join(self._texts.get("content", ()))
+
     def add(self, data: bytes) -> None:
         """Raises: EngineBroke when the engine reports an error or sends what is no completion."""
         try:

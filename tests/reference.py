@@ -84,6 +84,12 @@ def events() -> list[Struct]:
     return [s for s in structs("feedback/events.py").values() if s.tag]
 
 
+def parts(event: Struct) -> list[Struct]:
+    """The structs that an event's fields hold."""
+    types = " ".join(field.type for field in event.fields)
+    return [s for s in structs("feedback/events.py").values() if not s.tag and s.name in types.split(" ")]
+
+
 def metrics() -> list[Metric]:
     """Every Prometheus metric that the packages define."""
     found = []
@@ -142,14 +148,15 @@ def events_page() -> str:
     page = "# Events\n\n" + GENERATED
     page += "CloudEvents 1.0 in structured JSON mode, keyed by conversation (`partitionkey`).\n"
     for event in events():
-        page += (
-            f"\n## `{event.tag}`\n\n{event.doc}\n\n"
-            + _row("field", "type", "meaning")
-            + _row("---", "---", "---")
-        )
-        for field in event.fields:
-            page += _row(f"`{field.name}`", f"`{field.type}`", field.doc)
+        page += f"\n## `{event.tag}`\n\n{event.doc}\n\n{_fields_table(event)}"
+        for part in parts(event):
+            page += f"\n### `{part.name}`\n\n{part.doc}\n\n{_fields_table(part)}"
     return page
+
+
+def _fields_table(struct: Struct) -> str:
+    rows = (_row(f"`{field.name}`", f"`{field.type}`", field.doc) for field in struct.fields)
+    return _row("field", "type", "meaning") + _row("---", "---", "---") + "".join(rows)
 
 
 def metrics_page() -> str:

@@ -44,6 +44,8 @@ data_dir = "{data_dir}"
 
 [gateway]
 port = {port}
+comparison_rate = 0.1  # a demo has few turns: at 2 % there would be hardly any gold
+comparison_wait_s = 5.0  # on a CPU that also trains
 
 [pipeline]
 retry_window_s = 0.0  # simulated users ask again at once

@@ -46,7 +46,11 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     regenerate: float = 0.60
     """Asks for another reply, per displeasure."""
     compare: float = 0.25
-    """After a regeneration: says which of the two is better, when asked."""
+    """After a regeneration: says unasked which of the two is better."""
+    pick: float = 0.9
+    """Says which of two replies side by side is better; the others go on with the first."""
+    words_per_s: float = 9.0
+    """How fast they read the second one: faster than people like to, and no faster than they can."""
     edit: float = 0.25
     """Puts the reply right, per displeasure."""
     explicit_edit: float = 0.5
@@ -216,6 +220,8 @@ class Reply(msgspec.Struct, frozen=True):
     text: str
     seems: float
     """How good it seems to the user: its utility and some noise, in [0, 1]."""
+    beside: "Reply | None" = None
+    """Another one that the service put beside it, for the user to choose."""
 
 
 class Desk(msgspec.Struct, frozen=True):
@@ -271,6 +277,8 @@ async def exchange(desk: Desk, talk: Talk, said: str) -> str | None:
     reply = await ask(desk, talk, first=len(talk.history) == 1)
     if said in helpdesk.THANKS:
         return None
+    if reply.beside is not None and chance(talk, desk.habits.pick):
+        reply = await pick(desk, talk, reply, reply.beside)
     await press_buttons(desk, talk, reply)
     kept = (
         await regenerate(desk, talk, reply)
@@ -291,14 +299,25 @@ async def ask(desk: Desk, talk: Talk, *, first: bool) -> Reply:
         "user": talk.user.name,
         "max_tokens": MAX_TOKENS,
         "extra_headers": {CONVERSATION_HEADER: talk.name} if talk.name else {},
+        "extra_body": {"ratchet": {"compare": True}},
     }
     answered = await (streamed if talk.streams else whole)(desk.client, arguments)
     seen = judged(talk.user, talk.question, *answered)
-    desk.received.append(seen.response_id)
     if first:
         desk.replies.append(seen)
-    seems = min(1.0, max(0.0, talk.rng.gauss(seen.utility, desk.habits.noise)))
-    return Reply(seen.response_id, seen.reply, seems)
+    reply = received(desk, talk, seen.response_id, seen.reply)
+    second = ((answered[1].model_extra or {}).get("ratchet") or {}).get("alternative")
+    if second is None:
+        return reply
+    beside = received(desk, talk, second["response_id"], second["content"])
+    return msgspec.structs.replace(reply, beside=beside)
+
+
+def received(desk: Desk, talk: Talk, response_id: str, text: str) -> Reply:
+    """The reply arrived, and the user has an opinion of it."""
+    desk.received.append(response_id)
+    utility = helpdesk.utility(helpdesk.traits(talk.question, text), talk.user.tastes)
+    return Reply(response_id, text, min(1.0, max(0.0, talk.rng.gauss(utility, desk.habits.noise))))
 
 
 async def whole(client: AsyncOpenAI, arguments: dict[str, Any]) -> tuple[str, Any]:
@@ -317,6 +336,15 @@ async def streamed(client: AsyncOpenAI, arguments: dict[str, Any]) -> tuple[str,
     if teller is None:
         raise openai.OpenAIError("the stream ended before its first chunk")
     return "".join(parts), teller
+
+
+async def pick(desk: Desk, talk: Talk, reply: Reply, beside: Reply) -> Reply:
+    """Read the second reply, say which of the two seems better. Returns: that one."""
+    await asyncio.sleep(len(beside.text.split()) / desk.habits.words_per_s)
+    desk.did["picks"] += 1
+    better, worse = (beside, reply) if beside.seems > reply.seems else (reply, beside)
+    await tell(desk, talk, better, kind="comparison", value=1.0, other_response_id=worse.response_id)
+    return better
 
 
 async def press_buttons(desk: Desk, talk: Talk, reply: Reply) -> None:
@@ -394,7 +422,7 @@ async def tell(desk: Desk, talk: Talk, reply: Reply, **signal: str | float) -> N
     body = {
         "response_id": reply.response_id,
         "user": talk.user.name,
-        "idempotency_key": f"{reply.response_id}-{signal['kind']}",
+        "idempotency_key": f"{reply.response_id}-{signal['kind']}-{signal.get('other_response_id', '')}",
         **signal,
     }
     accepted: Any = await desk.client.post("/feedback", body=body, cast_to=object)

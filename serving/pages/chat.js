@@ -17,7 +17,7 @@ const ICONS = {
 };
 
 const $ = (id) => document.getElementById(id);
-let turns = [];          // {question, versions: [{text, id, edit}], shown, view}
+let turns = [];          // {question, versions: [{text, id, edit}], shown, view, offer: [left, right]}
 let running = null;      // AbortController of the reply that is being streamed
 
 function icon(button, name) {
@@ -129,6 +129,9 @@ function addTurn(question) {
   part("copy").onclick = () => copy(turn);
   part("earlier").onclick = () => show(turn, turn.shown - 1);
   part("later").onclick = () => show(turn, turn.shown + 1);
+  part("a-better").onclick = () => prefer(turn, 1);
+  part("b-better").onclick = () => prefer(turn, 0);
+  part("same").onclick = () => prefer(turn, 0.5);
   part("cancel").onclick = () => closeEditor(turn);
   part("editor").onsubmit = (e) => { e.preventDefault(); saveEdit(turn); };
   turns.push(turn);
@@ -145,7 +148,9 @@ function show(turn, n) {
   box.querySelector(".text").textContent = version.edit ?? version.text;
   box.setAttribute("aria-busy", String(busy));
   box.classList.toggle("edited", version.edit !== undefined);
-  view.querySelector(".actions").hidden = busy;
+  box.hidden = Boolean(turn.offer);
+  view.querySelector(".pair").hidden = !turn.offer;
+  view.querySelector(".actions").hidden = busy || Boolean(turn.offer);
   for (const name of ["up", "down", "edit"]) view.querySelector(`.icon.${name}`).hidden = !version.id;
   view.querySelector(".icon.copy").hidden = !version.text;
   view.querySelector(".up").setAttribute("aria-pressed", String(version.thumb === 1));
@@ -183,12 +188,13 @@ async function reply(turn) {
   show(turn, n);
   follow(true);
   try {
-    const body = { model: "ratchet", messages: historyBefore(turn), stream: true, metadata: { conversation_id: conversation } };
+    const body = { model: "ratchet", messages: historyBefore(turn), stream: true, metadata: { conversation_id: conversation }, ratchet: { compare: true } };
     const response = await call("v1/chat/completions", body, running.signal);
     for await (const event of events(response)) {
       if (event.error) throw new Trouble(event.error.message);
       version.text += event.choices?.[0]?.delta?.content ?? "";
       if (event.ratchet) done(version, event.ratchet);
+      if (event.ratchet?.alternative) offer(turn, version, event.ratchet.alternative);
       if (turn.shown === n) turn.view.querySelector(".text").textContent = version.text;
       follow(false);
     }
@@ -201,9 +207,10 @@ async function reply(turn) {
     running = null;
     busy(false);
     if (turn.shown === n) show(turn, n);
+    if (turn.offer && !$("question").value) turn.view.querySelector(".pair").focus();
     follow(false);
   }
-  if (earlier?.id && version.id) await signal(turn, "regeneration", { other_response_id: earlier.id });
+  if (earlier?.id && version.id) await signal(turn, "regeneration", { response_id: earlier.id, other_response_id: version.id });
 }
 
 function done(version, extras) {
@@ -211,6 +218,36 @@ function done(version, extras) {
   $("adapter").textContent = extras.adapter;
   $("adapter").title = `answered by ${extras.adapter} (${extras.arm})`;
   $("adapter").hidden = false;
+}
+
+// ---- two replies side by side, for a few turns: the gateway says which stands where
+
+function offer(turn, version, alternative) {
+  const other = { text: alternative.content, id: alternative.response_id, state: "over", reasons: new Set() };
+  turn.versions.push(other);
+  turn.offer = alternative.side === "left" ? [other, version] : [version, other];
+  turn.offer.forEach((one, n) => { turn.view.querySelectorAll(".said")[n].textContent = one.text; });
+}
+
+function openOffer() { return turns.find((turn) => turn.offer && !running); }
+
+async function prefer(turn, leftBetter) {
+  const [left, right] = turn.offer;
+  turn.offer = undefined;
+  if (leftBetter !== 0.5) turn.shown = turn.versions.indexOf(leftBetter ? left : right);
+  const version = turn.versions[turn.shown];
+  show(turn, turn.shown);
+  $("question").focus();
+  const taken = await signal(turn, "comparison", { response_id: left.id, other_response_id: right.id, value: leftBetter });
+  version.note = taken ? "Thanks!" : "";
+  if (turn.versions[turn.shown] === version) show(turn, turn.shown);
+}
+
+function leaveOffer() {
+  const turn = openOffer();
+  if (!turn) return;
+  turn.offer = undefined;
+  show(turn, turn.shown);
 }
 
 async function thumb(turn, value) {
@@ -303,6 +340,7 @@ function ask(text) {
   if (!key) { askForKey(); return; }
   $("question").value = "";
   fit();
+  leaveOffer();
   reply(addTurn(question));
 }
 
@@ -323,7 +361,15 @@ $("question").onkeydown = (e) => {
   e.preventDefault();
   ask($("question").value);
 };
-document.onkeydown = (e) => { if (e.key === "Escape" && running && !$("key-dialog").open) running.abort(); };
+document.onkeydown = (e) => {
+  if ($("key-dialog").open) return;
+  if (e.key === "Escape" && running) running.abort();
+  const turn = openOffer();
+  const leftBetter = { a: 1, b: 0, s: 0.5 }[e.key.toLowerCase()];
+  if (!turn || leftBetter === undefined || e.ctrlKey || e.metaKey || e.altKey || e.target.matches("textarea, input")) return;
+  e.preventDefault();
+  prefer(turn, leftBetter);
+};
 $("new").onclick = clear;
 $("key").onclick = askForKey;
 $("key-cancel").onclick = () => $("key-dialog").close();

@@ -5,12 +5,16 @@ Times are seconds after NOON. Everything has a default but what the test is abou
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from feedback import codec
 from feedback.eventlog import EventLog, topic_of
 from feedback.events import (
+    Draw,
     Event,
+    Exposure,
     IdentitySource,
     Message,
     SignalKind,
@@ -70,6 +74,49 @@ def turn(
     )
 
 
+def offered(
+    response_id: str,
+    messages: str | Sequence[Message],
+    reply: str,
+    other: str,
+    *,
+    side: Literal["left", "right"] = "left",
+    draw: Draw = Draw.RESAMPLED,
+    at: float = 0.0,
+    other_fields: dict[str, Any] | None = None,
+    **fields: Any,
+) -> tuple[Event, Event]:
+    """Two replies side by side, shown two seconds after they were asked for: `reply` on `side`, and `other`,
+    whose response id is `response_id` with an `x`."""
+    beside = f"{response_id}x"
+
+    def exposure(partner: str, side: Literal["left", "right"], draw: Draw) -> Exposure:
+        shown_at = NOON + timedelta(seconds=at + 2.0)
+        return Exposure(partner=partner, side=side, draw=draw, propensity=0.02, shown_at=shown_at)
+
+    first = exposure(beside, side, Draw.ASSIGNED)
+    second = exposure(response_id, "right" if side == "left" else "left", draw)
+    return (
+        turn(response_id, messages, reply, at=at, exposure=first, **fields),
+        turn(beside, messages, other, at=at, exposure=second, **{**fields, **(other_fields or {})}),
+    )
+
+
+def preferred(
+    better: Event, worse: Event, *, value: float = 1.0, at: float = 60.0, who: str | None = None
+) -> Event:
+    """A comparison: `better` is the better one with probability `value`."""
+    assert isinstance(worse.data, TurnRecorded)
+    return signal(
+        better,
+        SignalKind.COMPARISON,
+        at=at,
+        who=who,
+        value=value,
+        other_response_id=worse.data.response_id,
+    )
+
+
 def signal(
     about: Event, kind: SignalKind, *, at: float = 60.0, who: str | None = None, **fields: Any
 ) -> Event:
@@ -89,6 +136,13 @@ def signal(
             **fields,
         )
     )
+
+
+def of_conversation(among: Event, kind: SignalKind, **how: Any) -> Event:
+    """As `signal`, but about the conversation that the turn is in."""
+    said = signal(among, kind, **how)
+    assert isinstance(said.data, SignalReceived)
+    return signal_event(msgspec.structs.replace(said.data, signal_id=f"c-{said.id}", response_id=""))
 
 
 def thumb(about: Event, up: bool | None, *, at: float = 60.0, who: str | None = None) -> Event:

@@ -43,6 +43,7 @@ def preferred(
     p: float = 1.0,
     who: str = "judge",
     kind: SignalKind = SignalKind.COMPARISON,
+    by_design: bool = True,
 ) -> Pair:
     return Pair(
         pair_id=f"pair-{n}",
@@ -56,6 +57,7 @@ def preferred(
         kind=kind,
         p=p,
         weight=1.0,
+        by_design=by_design and kind is SignalKind.COMPARISON,
         reason="",
         event_ids=(f"g{n}",),
         at=NOON,
@@ -100,6 +102,19 @@ def test_little_gold_moves_the_prior_by_its_share():
     assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).mean == 0.826087
 
 
+def test_outcomes_are_fitted_by_their_own_prior():
+    """Five right, five wrong: (20 * 0.8 + 5) / 30 = 0.7, so 0.8 becomes 0.5 + 0.3 * 0.4 / 0.6 = 0.7."""
+    gold = [preferred(n, about=n, who=f"judge{n}") for n in range(10)]
+    said = [
+        grade(n, about=n, reply="Good.", up=n < 5, who=f"u{n}", kind=SignalKind.OUTCOME) for n in range(10)
+    ]
+    outcomes = [msgspec.structs.replace(g, p=0.8 if g.p > 0.5 else 0.2) for g in said]
+    fit = accuracy.fit(outcomes, gold)
+    assert of(fit, SignalKind.OUTCOME).mean == 0.7
+    relabelled = accuracy.relabel_grades(outcomes, fit, accuracy.tiers_of(outcomes))
+    assert [g.p for g in relabelled] == [0.7] * 5 + [0.3] * 5
+
+
 def test_nobody_is_measured_by_their_own_gold():
     """Otherwise an account proves itself right."""
     gold, thumb = preferred(1, about=1, who="ann"), grade(1, about=1, reply="Good.", up=True, who="ann")
@@ -113,6 +128,25 @@ def test_gold_of_one_account_weighs_a_handful_of_answers():
     gold = [preferred(n, about=n, chosen="Bad.", rejected="Good.", who="rigger") for n in range(50)]
     thumbs = [grade(n, about=n, reply="Good.", up=True, who=f"u{n}") for n in range(50)]
     assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).disagreed == pytest.approx(5.0)
+
+
+def test_volunteered_comparisons_are_no_gold():
+    """Who chooses what to compare would choose what everybody else is measured by."""
+    volunteered = [preferred(n, about=n, chosen="Bad.", rejected="Good.", by_design=False) for n in range(9)]
+    thumbs = [grade(n, about=n, reply="Good.", up=True, who=f"u{n}") for n in range(9)]
+    assert of(accuracy.fit(thumbs, volunteered), SignalKind.THUMB).disagreed == 0.0
+
+
+def test_volunteered_comparisons_are_measured_and_those_by_design_are_not():
+    """The same answer, once asked for and once not: 20 * 0.9 / 21 = 0.857143 of the volunteered ones."""
+    asked_for = preferred(1, about=1)
+    volunteered = preferred(2, about=1, chosen="Bad.", rejected="Good.", p=0.9, who="ann", by_design=False)
+    rows = [asked_for, volunteered]
+    fit = accuracy.fit([], rows)
+    found = of(fit, SignalKind.COMPARISON)
+    assert (found.agreed, found.disagreed, found.mean) == (0.0, 1.0, 0.857143)
+    labelled = accuracy.relabel_pairs(rows, fit, accuracy.tiers_of(rows))
+    assert [p.p for p in labelled] == [1.0, 0.857143]
 
 
 def test_labels_are_gold_for_single_replies():

@@ -11,7 +11,9 @@ from feedback.codec import decode, encode
 from feedback.errors import CodecError, UnknownEventType
 from feedback.events import (
     AdapterTransitioned,
+    Draw,
     Event,
+    Exposure,
     IdentitySource,
     Sampling,
     SignalKind,
@@ -49,6 +51,9 @@ TURN = turn_event(
         first_token_s=0.05,
         duration_s=1.5,
         learn=False,
+        exposure=Exposure(
+            partner="chatcmpl-2", side="right", draw=Draw.OTHER_ARM, propensity=0.02, shown_at=NOON
+        ),
     )
 )
 SIGNAL = signal_event(
@@ -105,10 +110,20 @@ def test_the_same_fact_has_the_same_bytes() -> None:
 def test_bytes_written_before_a_field_existed_still_decode() -> None:
     """A new field has a default: the turn as the first release wrote it, required fields only."""
     old = json.loads(encode(TURN))
-    for field in ("learn", "sampling", "logprobs", "status", "finish_reason", "first_token_s", "duration_s"):
+    for field in (
+        "exposure",
+        "learn",
+        "sampling",
+        "logprobs",
+        "status",
+        "finish_reason",
+        "first_token_s",
+        "duration_s",
+    ):
         del old["data"][field]
     turn = decode(json.dumps(old).encode()).data
     assert isinstance(turn, TurnRecorded)
+    assert turn.exposure is None
     assert (turn.learn, turn.sampling, turn.logprobs, turn.status) == (
         True,
         Sampling(),

@@ -86,6 +86,13 @@ def test_a_value_of_the_wrong_kind_names_its_field(path: Path, text: str, said: 
         section(read(path), "deployment", Deployment, {})
 
 
+def test_a_clip_below_one_is_refused(path: Path) -> None:
+    """It would weigh common arms down rather than rare ones up."""
+    path.write_text("[pipeline]\npropensity_clip = 0.5\n")
+    with pytest.raises(ConfigError, match=r"\[pipeline\] propensity_clip 0\.5 must be 1 or more"):
+        section(read(path), "pipeline", Pipeline, {})
+
+
 def test_a_bad_value_from_the_environment_names_its_field() -> None:
     """It could come from anywhere; the field leads to the variable."""
     with pytest.raises(ConfigError, match="batch_records"):

@@ -1,11 +1,12 @@
 """Folding: one conversation from the set of its events, whatever their order."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.conversations import fold, prompt_digest
 from feedback.events import SignalKind, TurnStatus
-from tests.feedback.builders import assistant, signal, system, thumb, turn, user
+from tests.feedback.builders import assistant, of_conversation, signal, system, thumb, turn, user
 
 QUESTION = "How do I reset my password?"
 FIRST = turn("r1", QUESTION, "Open settings.")
@@ -103,3 +104,47 @@ def test_what_was_not_served_whole_or_without_consent_is_not_used():
 
 
 FIRST_SEEN = fold([FIRST]).turns[0]
+
+
+BROKEN = turn("r3", [user("And if not?")], "Then", at=50, status=TurnStatus.ABORTED)
+
+
+@pytest.mark.parametrize(
+    ("at", "about"),
+    [
+        (0.5, ""),  # the first reply is still on its way: it ends at 1
+        (1, "r1"),
+        (30.5, "r1"),  # the second one ends at 31
+        (31, "r2"),
+        (60, "r2"),  # the third broke off
+    ],
+)
+def test_a_word_about_the_conversation_is_about_its_last_complete_reply_then(at, about):
+    """Nobody can have judged what was not there yet."""
+    said = of_conversation(FIRST, SignalKind.OUTCOME, at=at, value=1.0)
+    (found,) = fold([FIRST, SECOND, BROKEN, said]).signals
+    assert (found.response_id, found.of_conversation) == (about, True)
+
+
+def test_the_last_word_about_a_conversation_counts_whichever_reply_it_fell_on():
+    """One user has one opinion of a conversation; one about a reply is another matter."""
+    early = of_conversation(FIRST, SignalKind.THUMB, at=10, value=1.0)
+    late = of_conversation(FIRST, SignalKind.THUMB, at=40, value=0.0)
+    events = [FIRST, SECOND, early, late, thumb(FIRST, True, at=20)]
+    assert [(s.response_id, s.value) for s in fold(events).signals] == [("r2", 0.0), ("r1", 1.0)]
+    taken_back = of_conversation(FIRST, SignalKind.THUMB, at=50, value=None)
+    assert [s.response_id for s in fold([*events, taken_back]).signals] == ["r1"]
+
+
+def test_only_some_kinds_can_be_about_a_conversation():
+    """An edit of a whole conversation has no text to replace; a foreign producer may send one."""
+    (found,) = fold([FIRST, of_conversation(FIRST, SignalKind.EDIT, text="Open it.")]).signals
+    assert (found.response_id, found.of_conversation) == ("", False)
+
+
+def test_dimensions_are_brought_into_range_and_unknown_ones_left_out():
+    """A snapshot has a fixed set of columns, whatever a foreign producer sends."""
+    said = signal(
+        FIRST, SignalKind.RATING, value=0.5, dimensions={"honest": 1.5, "helpful": 0.25, "brave": 1.0}
+    )
+    assert fold([FIRST, said]).signals[0].dimensions == {"helpful": 0.25, "honest": 1.0}

@@ -7,7 +7,7 @@ from feedback.events import SignalKind, TurnStatus
 from feedback.grades import grade, is_refusal
 from feedback.implicit import infer
 from feedback.records import Grade
-from tests.feedback.builders import assistant, signal, thumb, turn, user
+from tests.feedback.builders import assistant, of_conversation, signal, thumb, turn, user
 
 QUESTION = "How do I reset my password?"
 FIRST = turn("r1", QUESTION, "Open settings.")
@@ -28,6 +28,9 @@ def grades(*events) -> list[Grade]:
         (SignalKind.RATING, {"value": 0.75}, 0.7, 0.6),  # 0.1 + 0.8 * 0.75
         (SignalKind.COMMENT, {"value": 0.0, "text": "bad"}, 0.1, 0.6),
         (SignalKind.LABEL, {"value": 0.3}, 0.3, 1.0),
+        (SignalKind.OUTCOME, {"value": 1.0}, 0.8, 0.5),
+        (SignalKind.OUTCOME, {"value": 0.0}, 0.2, 0.5),
+        (SignalKind.OUTCOME, {"value": 0.25}, 0.35, 0.5),  # 0.2 + 0.6 * 0.25
         (SignalKind.CORRECTION, {}, 0.2, 0.5),
         (SignalKind.REPHRASE, {}, 0.25, 0.3),
     ],
@@ -43,6 +46,7 @@ def test_each_signal_has_its_prior(kind, fields, p, weight):
     ("kind", "fields"),
     [
         (SignalKind.COMMENT, {"text": "hm"}),
+        (SignalKind.COMMENT, {"text": "hm", "reasons": ("wrong", "too long")}),
         (SignalKind.EDIT, {"text": "Open the settings."}),
         (SignalKind.REGENERATION, {}),
         (SignalKind.COMPARISON, {"value": 1.0, "other_response_id": "r2"}),
@@ -121,3 +125,42 @@ def test_a_signal_without_its_turn_waits():
     """Signals have a topic of their own and may be read first."""
     assert grades(thumb(FIRST, True)) == []
     assert len(grades(thumb(FIRST, True), FIRST)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "p", "weight"),
+    [
+        (SignalKind.THUMB, {"value": 0.0}, 0.1, 0.35),  # half of 0.7
+        (SignalKind.RATING, {"value": 0.5}, 0.5, 0.3),
+        (SignalKind.OUTCOME, {"value": 1.0}, 0.8, 0.25),
+    ],
+)
+def test_a_word_about_the_conversation_weighs_half(kind, fields, p, weight):
+    """Its last reply gets the credit, though the earlier ones had their part in it."""
+    (made,) = grades(FIRST, of_conversation(FIRST, kind, **fields))
+    assert (made.response_id, made.p) == ("r1", p)
+    assert made.weight == pytest.approx(weight, abs=1e-12)
+    assert made.reason.endswith("of the conversation")
+
+
+def test_a_word_about_the_reply_replaces_one_about_the_conversation():
+    """Whichever came first: the same user's thumb must not count twice."""
+    about_all = of_conversation(FIRST, SignalKind.THUMB, at=60, value=0.0)
+    for at in (50, 70):
+        (made,) = grades(FIRST, about_all, thumb(FIRST, True, at=at))
+        assert (made.p, made.weight) == (0.9, 0.5)
+
+
+def test_a_rating_keeps_what_it_told_apart():
+    """A reward model may learn each dimension; the label is made of the value alone."""
+    said = {"helpful": 0.25, "honest": 1.0}
+    (made,) = grades(FIRST, signal(FIRST, SignalKind.RATING, value=0.5, dimensions=said))
+    assert (made.dimensions, made.p) == (said, 0.5)
+
+
+def test_reasons_are_told_but_change_no_label():
+    """Free words of the client: to read them as good or bad would be guessing."""
+    (plain_one,) = grades(FIRST, thumb(FIRST, False))
+    (made,) = grades(FIRST, signal(FIRST, SignalKind.THUMB, value=0.0, reasons=("wrong", "too long")))
+    assert made.reason == "thumb down: wrong, too long"
+    assert (made.p, made.weight) == (plain_one.p, plain_one.weight)

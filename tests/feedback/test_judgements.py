@@ -150,7 +150,7 @@ def test_a_judge_is_no_gold():
 def test_a_judges_accuracy_is_fitted_against_gold():
     """Prior 20 * 0.7 = 14; three agree, seven do not: 17 / 30."""
     judged = [made(n) for n in range(10)]
-    gold = [made(n, kind=SignalKind.COMPARISON, p=1.0) for n in range(10)]
+    gold = [made(n, kind=SignalKind.LABEL, p=1.0) for n in range(10)]
     gold[3:] = [msgspec.structs.replace(g, chosen=BAD, rejected=GOOD) for g in gold[3:]]
     fit = accuracy.fit([], [*judged, *gold])
     found = next(a for a in fit if (a.kind, a.tier) == (SignalKind.JUDGEMENT, "new"))

@@ -19,7 +19,17 @@ from feedback.pairs import (
     split_of,
 )
 from feedback.records import Demonstration, Grade, Pair
-from tests.feedback.builders import assistant, signal, system, thumb, turn, user
+from tests.feedback.builders import (
+    assistant,
+    of_conversation,
+    offered,
+    preferred,
+    signal,
+    system,
+    thumb,
+    turn,
+    user,
+)
 
 QUESTION = "How do I reset my password?"
 BAD = "Click around until something happens."
@@ -61,8 +71,17 @@ def test_a_regeneration_that_was_kept_is_a_pair():
     assert found.prompt == (user(QUESTION),)
 
 
-@pytest.mark.parametrize("kept", [thumb(SECOND, True), signal(SECOND, SignalKind.COPY)])
-def test_a_thumb_or_a_copy_keeps_a_reply_too(kept):
+@pytest.mark.parametrize(
+    "kept",
+    [
+        thumb(SECOND, True),
+        signal(SECOND, SignalKind.COPY),
+        signal(SECOND, SignalKind.OUTCOME, value=1.0),
+        of_conversation(SECOND, SignalKind.THUMB, value=1.0),
+    ],
+    ids=lambda event: event.id,
+)
+def test_a_word_for_a_reply_or_a_copy_keeps_it_too(kept):
     assert ids(pairs(FIRST, SECOND, kept)) == [("r2", "r1")]
 
 
@@ -73,9 +92,10 @@ def test_a_thumb_or_a_copy_keeps_a_reply_too(kept):
         (goes_on(BAD),),
         (goes_on(GOOD, "That is wrong."),),
         (goes_on(GOOD), thumb(SECOND, False)),
+        (goes_on(GOOD, at=90), of_conversation(SECOND, SignalKind.OUTCOME, value=0.0)),
         (thumb(SECOND, True), thumb(FIRST, True)),
     ],
-    ids=["nothing follows", "went on from the first", "objected", "thumb down", "liked both"],
+    ids=["nothing follows", "went on from the first", "objected", "thumb down", "task failed", "liked both"],
 )
 def test_a_regeneration_that_was_not_clearly_kept_is_no_pair(events):
     assert pairs(FIRST, SECOND, *events) == []
@@ -167,13 +187,41 @@ def test_an_edit_that_was_taken_back_is_gone():
 
 
 @pytest.mark.parametrize(
-    ("value", "chosen", "p"), [(1.0, "r1", 1.0), (0.85, "r1", 0.85), (0.3, "r2", 0.7), (0.5, "r1", 0.5)]
+    ("value", "chosen", "p"), [(1.0, "r1", 1.0), (0.85, "r1", 0.85), (0.3, "r1x", 0.7), (0.5, "r1", 0.5)]
 )
-def test_a_comparison_is_a_pair_by_its_strength(value, chosen, p):
-    compared = signal(FIRST, SignalKind.COMPARISON, value=value, other_response_id="r2")
-    (found,) = pairs(FIRST, SECOND, compared)
-    assert (found.chosen_response_id, found.weight) == (chosen, 1.0)
+def test_a_comparison_by_design_is_a_pair_by_its_strength(value, chosen, p):
+    one, other = offered("r1", QUESTION, BAD, GOOD)
+    (found,) = pairs(one, other, preferred(one, other, value=value))
+    assert (found.chosen_response_id, found.weight, found.by_design) == (chosen, 1.0, True)
     assert found.p == pytest.approx(p)
+
+
+@pytest.mark.parametrize(("value", "chosen", "p"), [(1.0, "r1", 0.9), (0.3, "r2", 0.66), (0.5, "r1", 0.5)])
+def test_a_volunteered_comparison_is_less_sure(value, chosen, p):
+    """1/2 + 0.8 (stated - 1/2), at weight 0.7."""
+    (found,) = pairs(FIRST, SECOND, preferred(FIRST, SECOND, value=value))
+    assert (found.chosen_response_id, found.weight, found.by_design) == (chosen, 0.7, False)
+    assert found.p == pytest.approx(p)
+
+
+def test_a_comparison_too_fast_to_have_been_read_is_no_pair():
+    """GOOD has 8 words: 0.8 s at ten a second, from when it was shown, 2 s after it was asked for."""
+    one, other = offered("r1", QUESTION, BAD, GOOD)
+    assert pairs(one, other, preferred(one, other, at=2.79)) == []
+    assert len(pairs(one, other, preferred(one, other, at=2.81))) == 1
+
+
+def test_a_pair_knows_how_likely_the_split_made_it():
+    """Two replies that the split chose for one user: the rarer decides. Side by side, both were sure."""
+    rare = turn("r2", QUESTION, GOOD, at=20, propensity=0.1)
+    common = turn("r1", QUESTION, BAD, propensity=0.9)
+    (kept,) = pairs(common, rare, thumb(rare, True))
+    assert kept.propensity == 0.1
+    one, other = offered("r1", QUESTION, BAD, GOOD, propensity=0.9, other_fields={"propensity": 0.1})
+    (compared,) = pairs(one, other, preferred(one, other))
+    assert compared.propensity == 1.0
+    (grade_of_rare,) = graded(rare, thumb(rare, True))
+    assert grade_of_rare.propensity == 0.1
 
 
 def test_replies_to_different_prompts_are_not_compared():
@@ -196,6 +244,13 @@ def test_a_thumb_up_and_a_thumb_down_on_one_prompt_state_make_a_pair():
     assert found.p == pytest.approx(0.9)  # (1 + 0.9 - 0.1) / 2
     assert found.weight == pytest.approx(0.5)  # the lighter of 0.5 and 0.7
     assert len(found.event_ids) == 4
+
+
+def test_outcomes_of_two_replies_to_one_prompt_state_make_a_pair():
+    """(1 + 0.8 - 0.2) / 2 = 0.8, with the weight of an outcome."""
+    tasks = [graded(t, signal(t, SignalKind.OUTCOME, value=v)) for t, v in ((FIRST, 0.0), (SECOND, 1.0))]
+    (found,) = contrast([g for made in tasks for g in made])
+    assert (found.chosen, found.p, found.weight) == (GOOD, pytest.approx(0.8), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from feedback.store import DeadLetter
 from tests.feedback.builders import NOON, append, thumb, turn
 
 CONFIG = Pipeline(poll_s=0.02, heldout_fraction=0.0, metrics_port=0)
+STRICT = msgspec.structs.replace(CONFIG, max_event_bytes=10_000)
 QUESTION = "How do I reset my password?"
 BAD = turn("r1", QUESTION, "Click around until something happens.")
 GOOD = turn("r2", QUESTION, "Open the settings, choose security and press reset.", at=20)
@@ -53,8 +54,8 @@ def state(url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-def step(log: EmbeddedLog, state: sa.Engine) -> Folded:
-    return pipeline.step(log, state, CONFIG, now=NOON)
+def step(log: EmbeddedLog, state: sa.Engine, config: Pipeline = CONFIG) -> Folded:
+    return pipeline.step(log, state, config, now=NOON)
 
 
 def grades(state: sa.Engine) -> list[tuple[str, str]]:
@@ -145,6 +146,37 @@ def endless() -> bytes:
     return codec.encode(turn("r7", QUESTION, "Yes.", duration_s=1e300))
 
 
+def huge() -> bytes:
+    return codec.encode(turn("r9", QUESTION, "x" * 10_000))
+
+
+def bottomless() -> bytes:
+    """Brackets deep enough to exhaust any parser's stack."""
+    return codec.encode(turn("r9", QUESTION, "Yes.")).replace(b'"Yes."', b"[" * 2_000 + b"]" * 2_000)
+
+
+def from_the_future() -> bytes:
+    return codec.encode(turn("r9", QUESTION, "Yes.", at=86_401))
+
+
+def ends_in_the_future() -> bytes:
+    return codec.encode(turn("r9", QUESTION, "Yes.", duration_s=86_401))
+
+
+def from_the_past() -> bytes:
+    return codec.encode(turn("r9", QUESTION, "Yes.", at=-7 * 365 * 86_400))
+
+
+def signalled_in_the_future() -> bytes:
+    """The envelope's time is right, the data's is not."""
+    event = turn("r9", QUESTION, "Yes.", at=86_401)
+    return codec.encode(msgspec.structs.replace(event, time=NOON))
+
+
+def without_time_zone() -> bytes:
+    return codec.encode(turn("r9", QUESTION, "Yes.")).replace(b"12:00:00Z", b"12:00:00")
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -154,13 +186,20 @@ def endless() -> bytes:
         (foreign_key, "has key 'another conversation' but belongs to 'c1'"),
         (nul_in_a_name, "no database takes a NUL in a name"),
         (endless, "OverflowError"),
+        (huge, "LimitExceeded: 10"),
+        (bottomless, "CodecError: not a CloudEvents 1.0 JSON object (maximum recursion depth"),
+        (from_the_future, "LimitExceeded: 'turn-r9': time 2026-03-03T12:00:01+00:00 is in the future"),
+        (ends_in_the_future, "LimitExceeded: 'turn-r9': the reply's end 2026-03-03T12:00:01+00:00 is in"),
+        (signalled_in_the_future, "LimitExceeded: 'turn-r9': started_at 2026-03-03T12:00:01+00:00 is in"),
+        (from_the_past, "LimitExceeded: 'turn-r9': time 2019-03-04T12:00:00+00:00 is before [pipeline]"),
+        (without_time_zone, "CodecError: 'turn-r9': time 2026-03-02T12:00:00 has no time zone"),
     ],
 )
 def test_a_bad_record_goes_to_the_dead_letters_and_stops_nothing(log, state, value, reason):
     append(log, BAD)
     log.append(Topic.TURNS, "c1", "bad", value()).result(timeout=30)
     append(log, GOOD, *EVENTS[2:])
-    folded = step(log, state)
+    folded = step(log, state, STRICT)
     (letter,) = dead_letters(state)
     assert reason in letter.reason
     assert (letter.topic, letter.offset, letter.value) == ("turns", 1, value())
@@ -176,6 +215,99 @@ def test_an_event_that_cannot_be_derived_from_is_not_stored(log, state):
     step(log, state)
     assert len(dead_letters(state)) == 1
     assert len(grades(state)) == 2
+
+
+def test_an_event_at_the_limits_is_folded(log, state):
+    """Clocks differ by a little; the limits are for what cannot be."""
+    edge = turn("r9", QUESTION, "Yes.", at=86_400, duration_s=0.0)
+    size = len(codec.encode(edge))
+    append(log, edge, turn("r0", QUESTION, "No.", at=-6 * 365 * 86_400, conversation="c0"))
+    folded = step(log, state, msgspec.structs.replace(CONFIG, max_event_bytes=size))
+    assert (folded.new, folded.dead) == ({Topic.TURNS: 2}, {})
+
+
+# --- dead letters, once more
+
+
+def spoil(log: EmbeddedLog, *values: bytes) -> None:
+    for value in values:
+        log.append(Topic.TURNS, "c1", f"bad {value[:99]!r}", value).result(timeout=30)
+
+
+def replay(state: sa.Engine, config: Pipeline = CONFIG, *, at: timedelta = timedelta()) -> pipeline.Replayed:
+    return pipeline.replay_dead_letters(state, config, now=NOON + at)
+
+
+def test_a_dead_letter_is_folded_once_it_can_be(log, state):
+    """By the same path as the stream: what is stored and derived is as if it had passed at once."""
+    append(log, BAD)
+    spoil(log, huge(), b"?")
+    append(log, *EVENTS[2:])
+    step(log, state, STRICT)
+    replayed = replay(state)
+    assert (replayed.folded, replayed.repeated) == (1, 0)
+    assert [letter.value for letter in replayed.failed] == [b"?"]
+    assert [letter.value for letter in dead_letters(state)] == [b"?"]
+    with database.reading(state) as tx:
+        assert store.known_events(tx, ["turn-r9"]) == {"turn-r9"}
+        assert {r for asked in store.derived_rows(tx, "asked") for r in asked.response_ids} == {"r1", "r9"}
+    assert replay(state) == pipeline.Replayed(failed=replayed.failed)
+
+
+def test_what_is_replayed_equals_what_was_never_stopped(log, state, tmp_path):
+    """Invariant 2 reaches through the dead letters."""
+    append(log, *EVENTS[:2])
+    spoil(log, huge(), from_the_future())
+    append(log, *EVENTS[2:])
+    step(log, state, STRICT)
+    assert replay(state, at=timedelta(days=1)).folded == 1  # both are r9: the first counts
+    smooth = store.open_state(f"sqlite:///{tmp_path}/smooth.db")
+    pipeline.step(log, smooth, CONFIG, now=NOON + timedelta(days=1))
+    after = everything(state)
+    assert after["feedback_dead_letters"] == []
+    assert after == everything(smooth)
+    smooth.dispose()
+
+
+def test_a_dead_letter_whose_event_came_otherwise_is_dropped(log, state):
+    """A producer that sends a good copy later leaves nothing to fold, and nothing to look at."""
+    late = turn("r9", QUESTION, "Yes.", at=86_401)
+    spoil(log, codec.encode(late))
+    step(log, state)
+    append(log, late)
+    pipeline.step(log, state, CONFIG, now=NOON + timedelta(days=1))
+    before = everything(state)
+    assert replay(state, at=timedelta(days=1)) == pipeline.Replayed(repeated=1)
+    assert everything(state) == {**before, "feedback_dead_letters": []}
+
+
+def test_a_metric_says_how_many_dead_letters_wait(log, state):
+    """It falls when they were replayed, also by another process: the next step looks."""
+    spoil(log, huge(), b"?")
+    step(log, state, STRICT)
+    step(log, state, STRICT)
+    assert metric("ratchet_feedback_dead_letters_waiting") == 2
+    replay(state)
+    step(log, state, STRICT)
+    assert metric("ratchet_feedback_dead_letters_waiting") == 1
+
+
+def test_a_crash_in_a_replay_loses_no_letter(log, state):
+    """A letter leaves in the transaction that folds it."""
+    spoil(log, huge())
+    step(log, state, STRICT)
+    before = everything(state)
+
+    def crash(connection, cursor, statement, *_):
+        if statement.startswith("DELETE FROM feedback_dead_letters"):
+            raise Crash
+
+    sa.event.listen(state, "before_cursor_execute", crash)
+    with pytest.raises(Crash):
+        replay(state)
+    sa.event.remove(state, "before_cursor_execute", crash)
+    assert everything(state) == before
+    assert replay(state).folded == 1
 
 
 # --- crashes, replays, stalls
@@ -264,6 +396,7 @@ def test_postgresql_holds_the_same_state_as_sqlite(log, state, url, postgres_url
         with database.writing(engine) as tx:
             store.save_offsets(tx, {("turns", 0): 0, ("signals", 0): 0})
         assert step(log, engine).repeated == {Topic.TURNS: 2, Topic.SIGNALS: 2}
+        assert [letter.value for letter in replay(engine).failed] == [b"?"]
     assert everything(shared) == everything(state)
     shared.dispose()
     built = [

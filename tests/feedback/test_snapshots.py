@@ -2,84 +2,29 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import accuracy, codec, database, pipeline, report, snapshots, store
+from feedback import accuracy, report, snapshots
+from feedback.comparisons import TOO_FAST, Wins
 from feedback.config import Pipeline
 from feedback.errors import SnapshotError
-from feedback.eventlog import Position, Record, topic_of
 from feedback.events import Event, SignalKind
 from feedback.pairs import cluster_of
 from feedback.raters import raters_of
-from tests.feedback.builders import assistant, signal, thumb, turn, user
+from tests.feedback.builders import offered, preferred, signal, thumb, turn
+from tests.feedback.example import CONFIG, EVENTS, NOW, built, contradicted, fold, talk
 
-NOW = datetime(2026, 3, 3, 9, 0, tzinfo=UTC)
-CONFIG = Pipeline(heldout_fraction=0.3)
-TOPICS = ("password", "invoice", "shipping", "refund", "warranty", "newsletter")
-
-
-def talk(n: int) -> list[Event]:
-    """One conversation: two replies, one kept or edited, thumbs of the user and of a colleague."""
-    topic, who, conversation = TOPICS[n % len(TOPICS)], f"u{n % 7}", f"c{n}"
-    question = f"What about the {topic} of my account?"
-    first = turn(
-        f"a{n}", question, f"No idea about {topic} number {n % 3}.", conversation=conversation, who=who
-    )
-    better = f"Open the {topic} page number {n % 4}, choose your account and follow it."
-    second = turn(f"b{n}", question, better, at=20, conversation=conversation, who=who)
-    resent = better if n % 2 else better.replace("follow it", "then press save")
-    third = turn(
-        f"d{n}",
-        [user(question), assistant(resent), user("Great, and next?")],
-        "Done.",
-        at=60,
-        conversation=conversation,
-        who=who,
-    )
-    return [
-        first,
-        second,
-        third,
-        thumb(first, False, at=30),
-        thumb(first, n % 5 == 0, at=31),
-        thumb(second, True, at=32),
-        thumb(second, n % 3 == 0, at=33, who=f"u{(n + 1) % 7}"),
-        signal(second, SignalKind.COPY, at=34),
-    ]
-
-
-EVENTS = [event for n in range(12) for event in talk(n)]
-
-
-def fold(url: str, events: list[Event], *, together: int = 7) -> None:
-    """Fold events as if they lay in the log in this order, `together` per transaction."""
-    state = store.open_state(url)
-    offsets = {"turns": 0, "signals": 0}
-    records = []
-    for event in events:
-        topic = topic_of(event)
-        records.append(Record(Position(topic, 0, offsets[topic]), event.key, codec.encode(event), event.id))
-        offsets[topic] += 1
-    for start in range(0, len(records), together):
-        with database.writing(state) as tx:
-            pipeline.fold_records(tx, records[start : start + together], retry_window_s=2.0, now=NOW)
-    state.dispose()
-
-
-def built(
-    folder: Path, events: list[Event], *, together: int = 7, config: Pipeline = CONFIG
-) -> snapshots.Manifest:
-    folder.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{folder}/state.db"
-    fold(url, events, together=together)
-    return snapshots.build(url, folder / "snapshots", config, NOW)
+QUESTION = "How do I reset my password?"
+GOOD = "Open the settings, choose security and press reset."
+BAD = "Click around until something happens."
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +145,7 @@ def test_one_account_cannot_fill_a_snapshot(tmp_path):
     """A flood of one user's thumbs against 60 users of one thumb each: 5 % of the weight is left to it."""
     flood = []
     for n in range(100):
-        t = turn(f"f{n}", f"Question about subject{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
+        t = turn(f"f{n}", f"Question about matter1{n}?", f"Reply {n}.", conversation=f"f{n}", who="flood")
         flood += [t, thumb(t, True)]
     for n in range(60):
         t = turn(f"g{n}", f"Question about matter{n}?", f"Reply {n}.", conversation=f"g{n}", who=f"v{n}")
@@ -221,17 +166,6 @@ def test_thumbs_are_measured_against_their_users_habit(tmp_path):
     grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
     fans, critics = ({g.p for g in grades if g.user == who and g.p >= 0.5} for who in ("fan", "critic"))
     assert max(fans) < 0.9 < min(critics)
-
-
-def contradicted() -> list[Event]:
-    """Thirty people agree on two replies; one account says the contrary of everything, twelve times."""
-    events = []
-    for n in range(42):
-        good, who = n % 2 == 0, f"v{n}" if n < 30 else "mallory"
-        reply = "Open settings and press save." if good else "Read the manual yourself."
-        t = turn(f"m{n}", f"What about order{'x' * n}?", reply, at=40 * n, conversation=f"m{n}", who=who)
-        events += [t, thumb(t, good == (n < 30), at=40 * n + 10 + n % 7)]
-    return events
 
 
 def test_a_quarantine_is_told_and_the_rows_come_back_when_it_is_lifted(tmp_path, capsys):
@@ -259,12 +193,10 @@ def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
         good = "Open settings" in asked.data.reply["content"]
         other = "Read the manual yourself." if good else "Open settings and press save."
         question = asked.data.messages[0]["content"]
-        shown = turn(f"{asked.data.response_id}b", question, other, at=1, conversation=asked.key, who="w")
-        value = 0.0 if good else 1.0
-        judged = signal(
-            asked, SignalKind.COMPARISON, who=f"j{n}", value=value, other_response_id=shown.data.response_id
+        same, shown = offered(
+            f"j{n}", question, asked.data.reply["content"], other, conversation=f"j{n}", who=f"j{n}"
         )
-        events += [shown, judged]
+        events += [same, shown, preferred(same, shown, value=0.0 if good else 1.0)]
     manifest = built(tmp_path, events, config=Pipeline(heldout_fraction=0.0))
     thumbs = next(a for a in manifest.fit if (a.kind, a.tier) == (SignalKind.THUMB, "new"))
     assert (thumbs.agreed, thumbs.disagreed, thumbs.mean) == (0.0, 30.0, 0.36)  # 20 * 0.9 / 50
@@ -350,6 +282,51 @@ def test_a_judge_alone_starts_no_turn(tmp_path):
     assert snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", manifest.name) == 0.0
 
 
+def side_by_side() -> list[Event]:
+    """Four answers: the left reply is preferred twice, once nothing, and one comes after 0.4 s."""
+    events = []
+    for n, (value, at) in enumerate([(1.0, 60), (0.9, 60), (0.5, 60), (0.0, 2.4)]):
+        one, other = offered(f"s{n}", QUESTION, GOOD, BAD, conversation=f"s{n}", who=f"s{n}")
+        events += [one, other, preferred(one, other, value=value, at=at)]
+    return events
+
+
+def test_what_was_compared_and_what_may_have_decided_it_is_in_the_manifest(tmp_path, capsys):
+    manifest = built(tmp_path, side_by_side(), config=Pipeline(heldout_fraction=0.0))
+    found = manifest.comparisons
+    assert (found.counted, found.ties, found.dropped) == (3, 1, {TOO_FAST: 1})
+    assert found.wins["left"] == Wins(2, 2)
+    assert manifest.rows["pairs"] == 3
+    report.manifest(manifest, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.342 to 1.000" in shown  # Wilson: 1 / (1 + 1.96² / 2) = 0.3424
+    assert "3 counted, 1 of them ties; 1 too fast to have been read, dropped" in shown
+
+
+def test_feedback_on_a_canary_counts_as_if_the_split_were_even(tmp_path):
+    """Nine downs on stable (0.9) and one on the canary (0.1), all of weight 0.7: 7 in all, 3.5 each arm."""
+    events = []
+    for n in range(10):
+        adapter, p = ("canary-11111111", 0.1) if n == 9 else ("stable-00000000", 0.9)
+        split = {"adapter": adapter, "propensity": p}
+        one = turn(f"p{n}", QUESTION, f"{BAD} {'x' * n}", conversation=f"p{n}", who=f"p{n}", **split)
+        events += [one, thumb(one, False, at=30 + n * n)]
+    config = Pipeline(heldout_fraction=0.0, account_cap=1.0, subject_cap=1.0)
+    manifest = built(tmp_path, events, config=config)
+    grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    by_arm = {a: sum(g.weight for g in grades if g.adapter.startswith(a)) for a in ("stable", "canary")}
+    assert by_arm == pytest.approx({"stable": 3.5, "canary": 3.5}, abs=1e-5)
+    assert manifest.propensity_clip == 10.0
+    alike = snapshots.build(
+        f"sqlite:///{tmp_path}/state.db",
+        tmp_path / "snapshots",
+        msgspec.structs.replace(config, propensity_clip=1.0),
+        NOW,
+    )
+    grades = snapshots.load(tmp_path / "snapshots" / alike.name).grades
+    assert {g.weight for g in grades} == {0.7}
+
+
 # --- damaged snapshots
 
 
@@ -406,8 +383,31 @@ def test_a_folder_without_manifest_is_no_snapshot(tmp_path):
 def test_a_manifest_of_another_schema_is_refused(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1"):
+    with pytest.raises(SnapshotError, match="schema version 99, this release reads 1 to 2"):
         snapshots.load(copied)
+
+
+def test_a_snapshot_of_an_earlier_schema_is_still_read():
+    """What an adapter learned from must stay readable. Written by the last release with schema 1."""
+    snapshot = snapshots.load(Path(__file__).parent / "recorded" / "snapshot-schema-1")
+    assert (snapshot.manifest.schema_version, snapshot.manifest.name) == (1, "snapshot-348b53c1cf2d")
+    assert sorted(g.kind for g in snapshot.grades) == ["rating", "thumb", "thumb"]
+    assert [g.dimensions for g in snapshot.grades] == [{}, {}, {}]
+
+
+def test_the_dimensions_of_a_rating_survive_parquet(tmp_path):
+    """A struct with a field for each, null where nothing was said: `datasets` reads it as it is."""
+    asked = turn("r1", "What is a warranty?", "A promise of the maker.")
+    told_apart = signal(asked, SignalKind.RATING, value=0.625, dimensions={"helpful": 0.25, "honest": 1.0})
+    manifest = built(tmp_path, [asked, told_apart, thumb(asked, True)])
+    folder = tmp_path / "snapshots" / manifest.name
+    written = {r["kind"]: r["dimensions"] for r in pq.read_table(folder / "grades.parquet").to_pylist()}
+    assert written == {
+        "rating": {"helpful": 0.25, "honest": 1.0, "harmless": None},
+        "thumb": {"helpful": None, "honest": None, "harmless": None},
+    }
+    read = {g.kind: g.dimensions for g in snapshots.load(folder).grades}
+    assert read == {SignalKind.RATING: {"helpful": 0.25, "honest": 1.0}, SignalKind.THUMB: {}}
 
 
 def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
@@ -419,7 +419,7 @@ def test_a_folder_in_the_way_is_not_overwritten(tmp_path):
         snapshots.build(f"sqlite:///{tmp_path}/state.db", tmp_path / "snapshots", CONFIG, NOW)
 
 
-# --- what has arrived since, and where a pair comes from
+# --- what has arrived since
 
 
 def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
@@ -435,16 +435,3 @@ def test_pending_weight_counts_what_came_after_a_snapshot(tmp_path):
 def test_pending_weight_of_a_foreign_snapshot_is_refused(tmp_path):
     with pytest.raises(SnapshotError, match="'snapshot-other' was not built from"):
         snapshots.pending_weight(f"sqlite:///{tmp_path}/state.db", "snapshot-other")
-
-
-def test_a_pair_leads_back_to_its_events(made):
-    folder, manifest = made
-    pair = snapshots.load(folder / "snapshots" / manifest.name).pairs[0]
-    found = snapshots.lineage(f"sqlite:///{folder}/state.db", folder / "snapshots", pair.pair_id)
-    assert (found.snapshot, found.pair) == (manifest.name, pair)
-    assert {codec.decode(raw).id for raw in found.events} == set(pair.event_ids)
-
-
-def test_an_unknown_pair_is_said(made):
-    with pytest.raises(SnapshotError, match="holds a pair 'pair-nonsense'"):
-        snapshots.lineage(f"sqlite:///{made[0]}/state.db", made[0] / "snapshots", "pair-nonsense")

@@ -138,7 +138,7 @@ def test_chat_outlives_kafka_and_the_outbox_drains_after(
         assert forwarder.running
 
         kafka_broker.start()
-        wait_until(lambda: waiting(outbox) == 0, "the outbox drains", else_show=forwarder.tail, timeout_s=90)
+        wait_until(lambda: waiting(outbox) == 0, "the outbox drains", else_show=forwarder.tail, timeout_s=180)
     with closing(open_log(placed)) as log:
         assert ids(log, Topic.TURNS) == {f"turn-{response_id}" for response_id in promised}
         assert len(ids(log, Topic.SIGNALS)) == 21

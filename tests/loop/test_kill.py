@@ -204,7 +204,7 @@ def check_replay(site: Site, log: EventLog, folding: Process, tmp_path: Path) ->
     state.dispose()
 
     fresh = store.open_state(f"sqlite:///{tmp_path / 'fresh.db'}")
-    while pipeline.step(log, fresh, PIPELINE, now=NOON).records:
+    while pipeline.step(log, fresh, PIPELINE, now=datetime.now(UTC)).records:
         pass
     replayed = snapshots.build_from(fresh, tmp_path / "replayed", PIPELINE, NOON)
     fresh.dispose()

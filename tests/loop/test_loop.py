@@ -64,7 +64,7 @@ class Loop:
     def fold(self) -> None:
         """Everything that is in the log so far."""
         state = store.open_state(self.deployment.state)
-        while pipeline.step(self.log, state, PIPELINE, now=NOON).records:
+        while pipeline.step(self.log, state, PIPELINE, now=datetime.now(UTC)).records:
             pass
         state.dispose()
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedback.intervals import wilson
 from ops.adapters import EvalReport
 from ops.config import Rollout
-from ops.gates import Verdict, explain, judge, newcombe, overall, wilson
+from ops.gates import Verdict, explain, judge, newcombe, overall
 
 ROLLOUT = Rollout()
 GOOD = EvalReport(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.errors import UnknownAdapter
-from ops.traffic import TrafficTable, assign, bucket, pin
+from ops.traffic import Assignment, TrafficTable, assign, bucket, other_arm, pin
 
 TABLE = TrafficTable(
     revision=1, stable="old-1", canary="new-2", canary_fraction=0.25, salt="new-2", previous="older-0"
@@ -76,3 +76,17 @@ def test_a_client_may_not_ask_for_anything_else() -> None:
     """Adapters in training and the raw base must not be reachable by guessing."""
     with pytest.raises(UnknownAdapter, match="ask for 'ratchet' or one of old-1, new-2, older-0"):
         pin(TABLE, "learner-7")
+
+
+@given(units)
+def test_the_other_arm_is_what_those_in_it_get(unit: str) -> None:
+    """Its propensity is the split's, not that of the one who is shown it by way of comparison."""
+    given = assign(TABLE, unit)
+    other = other_arm(TABLE, given)
+    assert other in (Assignment("new-2", "canary", 0.25), Assignment("old-1", "stable", 0.75))
+    assert other != given and other_arm(TABLE, other) == given
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_one_arm_with_all_the_traffic_has_no_other(fraction: float) -> None:
+    assert other_arm(table(fraction), assign(table(fraction), "u")) is None

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from feedback.comparisons import FASTEST_READING_WORDS_PER_S
 from ops.simulation import __main__ as cli
 from ops.simulation import helpdesk, users
 from ops.simulation.helpdesk import clause_sentence, topic_of
@@ -32,6 +33,8 @@ class Service:
         self.answer, self.status = answer, status
         self.chats: list[dict[str, Any]] = []
         self.feedback: list[dict[str, Any]] = []
+        self.second: Answer | None = None
+        """Shown beside the answer to those who can compare."""
         self.headers: list[dict[str, str]] = []
         self.app = FastAPI()
         self.app.post("/v1/chat/completions")(self.chat)
@@ -44,7 +47,10 @@ class Service:
         if self.status != 200:
             return JSONResponse({"error": {"message": "no", "type": "x", "code": None}}, self.status)
         text, name = self.answer(body["messages"]), f"chatcmpl-{len(self.chats)}"
-        extras = {"response_id": name, "adapter": "base-12345678", "arm": "canary"}
+        extras: dict[str, Any] = {"response_id": name, "adapter": "base-12345678", "arm": "canary"}
+        if self.second is not None and body["ratchet"] == {"compare": True}:
+            beside = {"response_id": f"{name}-second", "content": self.second(body["messages"])}
+            extras["alternative"] = {**beside, "side": "left"}
         shared = {"id": name, "created": 1, "model": body["model"]}
         if not body.get("stream"):
             message = {"role": "assistant", "content": text}
@@ -163,6 +169,40 @@ async def test_a_regeneration_asks_the_same_history_again_and_keeps_the_better(f
     assert comparison["value"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "better", "worse"),
+    [
+        (bad, good, "chatcmpl-1-second", "chatcmpl-1"),
+        (good, bad, "chatcmpl-1", "chatcmpl-1-second"),
+    ],
+)
+async def test_of_two_replies_side_by_side_the_better_is_picked_and_kept(
+    free_port: int, first: Answer, second: Answer, better: str, worse: str
+) -> None:
+    """The pick is the gold that everything else is fitted against; the conversation goes on from it."""
+    service = Service(first)
+    service.second = second
+    habits = msgspec.structs.replace(SILENT, pick=1.0, noise=0.0, words_per_s=1e6, follow_up=1.0, turns=2)
+    report = await simulated(service, free_port, habits, users=1, conversations=1)
+    picked = service.feedback[0]
+    assert (picked["kind"], picked["value"]) == ("comparison", 1.0)
+    assert (picked["response_id"], picked["other_response_id"]) == (better, worse)
+    assert service.chats[1]["messages"][1]["content"] == good(service.chats[0]["messages"])
+    assert report.did["picks"] == 2
+    assert {"chatcmpl-1", "chatcmpl-1-second"} <= set(report.received)
+
+
+async def test_nobody_answers_before_having_read(free_port: int) -> None:
+    """The pipeline drops answers that came too fast; 15 words of `bad` at 100 a second are 0.15 s."""
+    service = Service(good)
+    service.second = bad
+    habits = msgspec.structs.replace(SILENT, pick=1.0, words_per_s=100.0)
+    report = await simulated(service, free_port, habits, users=1, conversations=1)
+    assert report.did == {"picks": 1}
+    assert report.seconds >= len(bad([]).split()) / 100.0 >= 0.15
+    assert Habits().words_per_s < FASTEST_READING_WORDS_PER_S
+
+
 async def test_an_edit_shows_in_the_history_that_is_sent_next(free_port: int) -> None:
     service = Service(bad)
     habits = msgspec.structs.replace(SILENT, edit=1e9, explicit_edit=0.0, turns=2)
@@ -242,7 +282,7 @@ def test_people_differ_and_stay_themselves() -> None:
 async def test_probabilities_are_probabilities() -> None:
     """A default outside [0, 1] would be a certainty that reads like a chance."""
     for name, value in msgspec.structs.asdict(Habits()).items():
-        assert 0.0 <= value <= 1.0 or name == "turns"
+        assert 0.0 <= value <= 1.0 or name in ("turns", "words_per_s")
 
 
 def test_simulate_prints_the_report_and_its_status(

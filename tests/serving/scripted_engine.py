@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ class ScriptedEngine:
     script: Script = field(default_factory=Script)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    other: Callable[[dict[str, Any]], Script | None] = lambda _: None
+    """Another script for some requests."""
     gone: threading.Event = field(default_factory=threading.Event)
     """Set when a client left before its reply was whole."""
 
@@ -57,7 +60,7 @@ class ScriptedEngine:
             raise answer.exception()
 
     async def _answer(self, asked: dict[str, Any], send: Any) -> None:
-        script = self.script
+        script = self.other(asked) or self.script
         await asyncio.sleep(script.first_delay_s)
         if script.status != 200:
             error = {
@@ -72,22 +75,21 @@ class ScriptedEngine:
         elif script.raw is not None:
             await _send(send, 200, script.raw)
         elif asked.get("stream"):
-            await self._stream(asked, send)
+            await self._stream(asked, script, send)
         else:
-            await self._whole(asked, send)
+            await self._whole(asked, script, send)
 
-    async def _whole(self, asked: dict[str, Any], send: Any) -> None:
-        await asyncio.sleep(self.script.piece_delay_s * len(self.script.pieces))
-        if self.script.break_after is not None:
+    async def _whole(self, asked: dict[str, Any], script: Script, send: Any) -> None:
+        await asyncio.sleep(script.piece_delay_s * len(script.pieces))
+        if script.break_after is not None:
             await send(
                 {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]}
             )
             await send({"type": "http.response.body", "body": b'{"id"', "more_body": True})
             raise BrokenOff
-        await _send(send, 200, json.dumps(whole(asked["model"], self.script)).encode())
+        await _send(send, 200, json.dumps(whole(asked["model"], script)).encode())
 
-    async def _stream(self, asked: dict[str, Any], send: Any) -> None:
-        script = self.script
+    async def _stream(self, asked: dict[str, Any], script: Script, send: Any) -> None:
         await send(
             {
                 "type": "http.response.start",

@@ -4,13 +4,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from feedback.events import SignalKind, SignalReceived, TurnStatus
-from tests.serving.conftest import Running
+from feedback.events import SignalKind, SignalReceived, TurnRecorded, TurnStatus
+from tests.serving.conftest import Running, Start
 from tests.serving.scripted_engine import Script
 
 pytestmark = pytest.mark.browser
@@ -32,14 +33,20 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, gateway: Running) -> Iterator[Page]:
     """The page, opened with the URL that the gateway prints; an error in its console fails the test."""
+    with opened(browser, gateway) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, gateway: Running) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1000, "height": 760})
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=gateway.url)
-    opened = context.new_page()
+    page = context.new_page()
     complaints: list[str] = []
-    opened.on("pageerror", lambda e: complaints.append(str(e)))
-    opened.on("console", lambda m: complaints.append(m.text) if "Content Security" in m.text else None)
-    opened.goto(f"{gateway.url}/#key={gateway.key}")
-    yield opened
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("console", lambda m: complaints.append(m.text) if "Content Security" in m.text else None)
+    page.goto(f"{gateway.url}/#key={gateway.key}")
+    yield page
     context.close()
     assert complaints == []
 
@@ -81,7 +88,7 @@ def test_regenerating_keeps_the_earlier_reply_one_click_away(page: Page, gateway
     expect(page.locator(".reply")).to_have_text("Press the button.")
     (signal,) = signals(gateway, 1)
     first, second = gateway.turns()
-    assert (signal.response_id, signal.other_response_id) == (second.response_id, first.response_id)
+    assert (signal.response_id, signal.other_response_id) == (first.response_id, second.response_id)
     assert first.messages == second.messages and first.conversation_id == second.conversation_id
     page.get_by_role("button", name="Earlier reply").click()
     expect(page.locator(".reply")).to_have_text("Reset it in the settings.")
@@ -102,6 +109,78 @@ def test_edited_reply_is_signalled_and_used_from_then_on(page: Page, gateway: Ru
         "Hold the button for 5 s.",
         "And then?",
     ]
+
+
+@pytest.fixture
+def comparing(start: Start) -> Running:
+    """A gateway that offers a second reply whenever it can; the engine knows another one."""
+    gateway = start(comparison_rate=1.0)
+    gateway.engine.other = lambda asked: Script(pieces=("Press", " the button.")) if "seed" in asked else None
+    return gateway
+
+
+@pytest.fixture
+def choosing(browser: Browser, comparing: Running) -> Iterator[Page]:
+    """The page with two replies on it, and the keyboard on them."""
+    with opened(browser, comparing) as page:
+        ask(page, "How do I reset it?")
+        expect(page.locator(".pair")).to_be_focused()
+        yield page
+
+
+def sides(gateway: Running) -> dict[str, TurnRecorded]:
+    return {t.exposure.side: t for t in gateway.turns() if t.exposure}
+
+
+def test_two_replies_stand_where_the_gateway_says(choosing: Page, comparing: Running) -> None:
+    expect(choosing.locator(".pair")).to_be_visible()
+    expect(choosing.locator(".actions")).to_be_hidden()
+    expect(choosing.locator(".reply")).to_be_hidden()
+    shown = sides(comparing)
+    expect(choosing.locator(".card.left .said")).to_have_text(shown["left"].reply["content"])
+    expect(choosing.locator(".card.right .said")).to_have_text(shown["right"].reply["content"])
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+@pytest.mark.parametrize("letter,side,value", [("A", "left", 1.0), ("B", "right", 0.0)])
+def test_the_reply_that_was_picked_stays(
+    choosing: Page, comparing: Running, letter: str, side: str, value: float, by: str
+) -> None:
+    if by == "mouse":
+        choosing.get_by_role("button", name=f"{letter} is better").click()
+    else:
+        choosing.keyboard.press(letter.lower())
+    shown = sides(comparing)
+    picked = shown[side].reply["content"]
+    expect(choosing.locator(".reply")).to_have_text(picked)
+    expect(choosing.locator(".pair")).to_be_hidden()
+    (told,) = signals(comparing, 1)
+    assert (told.kind, told.value) == (SignalKind.COMPARISON, value)
+    assert (told.response_id, told.other_response_id) == (
+        shown["left"].response_id,
+        shown["right"].response_id,
+    )
+    ask(choosing, "And then?")
+    expect(choosing.locator(".turn")).to_have_count(2)
+    expect(choosing.locator(".turn").nth(1).locator(".pair")).to_be_visible()
+    assert comparing.engine.requests[-1]["messages"][1] == {"role": "assistant", "content": picked}
+
+
+def test_neither_may_be_better(choosing: Page, comparing: Running) -> None:
+    choosing.keyboard.press("s")
+    expect(choosing.locator(".reply")).to_have_text("Reset it in the settings.")
+    assert signals(comparing, 1)[0].value == 0.5
+    expect(choosing.locator(".which")).to_have_text("1 / 2")
+
+
+def test_a_question_leaves_the_choice_open(choosing: Page, comparing: Running) -> None:
+    """Nobody is made to choose; letters typed into the question are no choice."""
+    choosing.get_by_label("Your message").press_sequentially("abs")
+    choosing.keyboard.press("Enter")
+    expect(choosing.locator(".turn")).to_have_count(2)
+    expect(choosing.locator(".turn").first.locator(".reply")).to_have_text("Reset it in the settings.")
+    expect(choosing.locator(".turn").nth(1).locator(".pair")).to_be_visible()
+    assert comparing.signals() == []
 
 
 def test_copying_is_a_signal(page: Page, gateway: Running) -> None:
@@ -193,5 +272,35 @@ def test_screenshots(browser: Browser, gateway: Running, scheme: str, name: str)
     page.get_by_role("button", name="Bad reply").nth(1).click()
     page.get_by_role("button", name="too long").click()
     page.mouse.move(0, 0)
+    page.screenshot(path=Path(os.environ["RATCHET_SCREENSHOTS"]) / name)
+    context.close()
+
+
+@pytest.mark.skipif(
+    "RATCHET_SCREENSHOTS" not in os.environ, reason="set RATCHET_SCREENSHOTS to a folder to take them"
+)
+@pytest.mark.parametrize(
+    "scheme,width,name",
+    [("light", 960, "compare.png"), ("dark", 960, "compare-dark.png"), ("light", 360, "compare-phone.png")],
+)
+def test_screenshots_of_two_replies(
+    browser: Browser, comparing: Running, scheme: str, width: int, name: str
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 680}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"{comparing.url}/#key={comparing.key}")
+    comparing.engine.script = Script(
+        pieces=("Open Settings, choose Security and press Reset password. We send you a link.",)
+    )
+    another = Script(
+        pieces=(
+            "Happy to help! Go to Settings, then Security, and press Reset password. "
+            "The link that we send you works for 30 minutes.",
+        )
+    )
+    comparing.engine.other = lambda asked: another if "seed" in asked else None
+    ask(page, "How do I reset my password?")
+    expect(page.locator(".pair")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.screenshot(path=Path(os.environ["RATCHET_SCREENSHOTS"]) / name)
     context.close()
