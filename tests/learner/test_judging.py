@@ -207,8 +207,8 @@ def test_a_run_takes_what_its_limit_allows_and_the_next_one_goes_on(world):
 def test_pairs_that_people_compared_measure_the_judge_and_are_not_learned_from(world):
     """They have a limit of their own."""
     first, second = both(7)
-    compared = signal(first, SignalKind.COMPARISON, value=0.0, other_response_id="good07", who="w")
-    world.hears(*both(1), first, second, compared, *rated())
+    labelled = signal(first, SignalKind.LABEL, value=0.0, other_response_id="good07", who="w")
+    world.hears(*both(1), first, second, labelled, *rated())
     assert world.judged_by(principled, max_gold_pairs=0)[0] == {"judged": 1}
     assert world.judged_by(principled, max_pairs=0)[0] == {"judged": 1}
     assert [j.conversation_id for j in world.judgements()] == ["c01", "c07"]
@@ -221,7 +221,7 @@ def test_held_out_prompts_are_judged_only_to_measure_the_judge(world):
     first, second = both(heldout)
     world.hears(first, second, thumb(first, False))
     assert world.judged_by(principled, heldout=0.3) == ({}, [])
-    world.hears(signal(first, SignalKind.COMPARISON, value=0.0, other_response_id=second.data.response_id))
+    world.hears(signal(first, SignalKind.LABEL, value=0.0, other_response_id=second.data.response_id))
     assert world.judged_by(principled, heldout=0.3)[0] == {"judged": 1}
     world.hears(*rated())
     assert world.pairs(Pipeline(heldout_fraction=0.3)) == []
@@ -374,8 +374,8 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 
 def test_the_command_measures_agreement(world, capsys):
     first, second = both(7)
-    compared = signal(first, SignalKind.COMPARISON, value=0.0, other_response_id="good07", who="w")
-    world.hears(first, second, compared)
+    labelled = signal(first, SignalKind.LABEL, value=0.0, other_response_id="good07", who="w")
+    world.hears(first, second, labelled)
     world.judged_by(principled)
     world.fold()
     assert main(["learn", "judge", "--agreement"], configured(world.folder, "")) == 0
@@ -392,7 +392,7 @@ def test_people_and_judge_are_compared_whichever_reply_each_speaks_of(world, abo
     """Both prefer the good reply, the judge by 0.9; people spoke of the bad one."""
     replies = both(7)
     ids = [r.data.response_id for r in replies]
-    said = signal(replies[0], SignalKind.COMPARISON, value=0.0, other_response_id=ids[1], who="w")
+    said = signal(replies[0], SignalKind.LABEL, value=0.0, other_response_id=ids[1], who="w")
     judgement = signal(
         replies[about],
         SignalKind.JUDGEMENT,
