@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from feedback import snapshots
 from feedback.config import Pipeline
 from feedback.events import SignalKind
-from feedback.grades import REGENERATION, THUMB_DOWN, THUMB_UP
+from feedback.grades import COMPARISON_WEIGHT, REGENERATION, THUMB_DOWN, THUMB_UP, VOLUNTEERED
 from feedback.pairs import contrast
 from feedback.raters import centre_thumbs
 from feedback.records import Grade, Pair
@@ -126,10 +126,18 @@ class World:
         )
 
     def prefer(
-        self, who: str, question: str, chosen: Reply, rejected: Reply, at: datetime, kind: SignalKind
+        self,
+        who: str,
+        question: str,
+        chosen: Reply,
+        rejected: Reply,
+        at: datetime,
+        kind: SignalKind,
+        *,
+        by_design: bool = False,
     ) -> None:
         self.made += 1
-        n, compared = self.made, kind is SignalKind.COMPARISON
+        n, prior = self.made, REGENERATION if kind is SignalKind.REGENERATION else VOLUNTEERED
         self.pairs.append(
             Pair(
                 pair_id=f"pair-{n:07}",
@@ -141,8 +149,9 @@ class World:
                 rejected_response_id=f"x{n}",
                 user=who,
                 kind=kind,
-                p=0.85 if compared else REGENERATION.p,
-                weight=1.0 if compared else REGENERATION.weight,
+                by_design=by_design,
+                p=0.85 if by_design else prior.p,
+                weight=COMPARISON_WEIGHT if by_design else prior.weight,
                 reason="",
                 event_ids=(),
                 at=at,
@@ -164,7 +173,7 @@ class World:
             first, second = second, first
         kind = SignalKind.REGENERATION if draw < 0.9 else SignalKind.COMPARISON
         if first.text != second.text:
-            self.prefer(who, question, first, second, at, kind)
+            self.prefer(who, question, first, second, at, kind, by_design=kind is SignalKind.COMPARISON)
 
 
 def honest_world(users: int, seed: int) -> World:
@@ -214,7 +223,7 @@ def drip(world: World, who: str) -> None:
 
 
 def rig(world: World, who: str) -> None:
-    """Twenty-five comparisons for whichever reply runs the target down."""
+    """Twenty-five comparisons, of pairs of their own choice, for whichever reply runs the target down."""
     for _ in range(25):
         question = world.chance.choice(QUESTIONS).format(TARGET)
         bad, good = world.reply(TARGET, -1), world.reply(TARGET, 1)
