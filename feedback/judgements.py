@@ -4,17 +4,18 @@ Asks no judge; that is `learner.judge`'s work.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from math import fsum
 
 import msgspec
 
+from feedback.accuracy import gold
 from feedback.conversations import Conversation, Signal, Turn
 from feedback.events import SignalKind
 from feedback.grades import grade
-from feedback.pairs import comparable
+from feedback.pairs import comparable, pair
 from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Pair
 from feedback.text import canonical, plain
@@ -30,29 +31,31 @@ class Rivals(msgspec.Struct, frozen=True, kw_only=True):
     one: Turn
     other: Turn
     people: float | None
-    """Probability that `one` is the better one, as people said it on average; None when nobody was asked."""
+    """Probability that `one` is the better one, as gold has it; None when nobody was asked."""
 
 
 def rivals(conversation: Conversation) -> list[Rivals]:
     """What can be compared in a conversation, at most MAX_RIVALS_PER_PROMPT pairs a prompt state.
 
-    Pairs that people compared come first, then by response ids.
+    Pairs with gold come first, then by response ids; those that somebody compared unasked are left out.
     """
-    said = peoples_word(conversation.signals)
+    compared = [p for p in pair(conversation, conversation.signals) if p.kind in _PEOPLES]
+    said = peoples_word(compared)
+    unasked = {_replies(p) for p in compared} - said.keys()
     by_state: dict[str, list[Turn]] = defaultdict(list)
     for turn in conversation.turns:
         if turn.usable:
             by_state[turn.digest].append(turn)
-    return [pair for turns in by_state.values() for pair in _of_one_state(turns, said)]
+    return [r for turns in by_state.values() for r in _of_one_state(turns, said, unasked)]
 
 
-def peoples_word(signals: Iterable[Signal]) -> dict[tuple[str, str], float]:
-    """By two response ids in order: the mean probability that the first is better, as people said it."""
+def peoples_word(pairs: Iterable[Pair]) -> dict[tuple[str, str], float]:
+    """By two response ids in order: the mean probability that the first is better, as gold has it."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for signal in signals:
-        if signal.kind in _PEOPLES and signal.other_response_id and signal.value is not None:
-            replies = ordered(signal.response_id, signal.other_response_id)
-            values[replies].append(signal.value if replies[0] == signal.response_id else 1.0 - signal.value)
+    for said in pairs:
+        if gold(said):
+            replies = _replies(said)
+            values[replies].append(said.p if replies[0] == said.chosen_response_id else 1.0 - said.p)
     return {replies: fsum(found) / len(found) for replies, found in values.items()}
 
 
@@ -110,15 +113,21 @@ def cap(judged: Sequence[Pair], others: float, share: float) -> list[Pair]:
     return [p for p in scaled if p.weight > 0.0]
 
 
-def _wordings(pair: Pair) -> tuple[str, frozenset[str]]:
-    return pair.prompt_digest, frozenset((plain(pair.chosen), plain(pair.rejected)))
+def _replies(compared: Pair) -> tuple[str, str]:
+    return ordered(compared.chosen_response_id, compared.rejected_response_id)
 
 
-def _of_one_state(turns: Sequence[Turn], said: dict[tuple[str, str], float]) -> list[Rivals]:
+def _wordings(compared: Pair) -> tuple[str, frozenset[str]]:
+    return compared.prompt_digest, frozenset((plain(compared.chosen), plain(compared.rejected)))
+
+
+def _of_one_state(
+    turns: Sequence[Turn], said: Mapping[tuple[str, str], float], unasked: Collection[tuple[str, str]]
+) -> list[Rivals]:
     by_id = sorted({t.response_id: t for t in turns}.values(), key=lambda t: t.response_id)
     found = [
         Rivals(one=one, other=other, people=said.get((one.response_id, other.response_id)))
         for one, other in combinations(by_id, 2)
-        if comparable(one, other)
+        if comparable(one, other) and (one.response_id, other.response_id) not in unasked
     ]
     return sorted(found, key=lambda r: r.people is None)[:MAX_RIVALS_PER_PROMPT]

@@ -172,9 +172,11 @@ def judge(deployment: Deployment, pipeline: Pipeline, config: Judge) -> int:
     )
     serve_metrics(config.metrics_port)
     state = store.open_state(deployment.state)
-    with closing(open_log(deployment)) as log:
-        done = judging.run(setting, endpoint, state, log, utc_now)
-    state.dispose()
+    try:
+        with closing(open_log(deployment)) as log:
+            done = judging.run(setting, endpoint, state, log, utc_now)
+    finally:
+        state.dispose()
     print(", ".join(f"{number} {outcome}" for outcome, number in sorted(done.items())) or "nothing to judge")
     return 0
 
@@ -186,8 +188,10 @@ def agreement(deployment: Deployment) -> int:
     from learner import agreement as agreements
 
     state = store.open_state(deployment.state)
-    found = agreements.measure(agreements.collect(state))
-    state.dispose()
+    try:
+        found = agreements.measure(agreements.collect(state))
+    finally:
+        state.dispose()
     agreements.write(found, path := deployment.data_dir / "judge" / "agreement.json")
     Console().print(agreements.table(found) if found else "no judgements yet: ratchet learn judge")
     print(path)

@@ -1,4 +1,4 @@
-"""How far judges can be believed: agreement with people on the same pairs, and position bias, by principle.
+"""How far judges can be believed: agreement with gold on the same pairs, and position bias, by principle.
 
 Of pairs of served replies; a judge's own revisions were seen by nobody else, so they measure nothing.
 """
@@ -17,6 +17,7 @@ from feedback import database, keyring, store
 from feedback.conversations import fold
 from feedback.events import Event, SignalKind, SignalReceived
 from feedback.judgements import ordered, peoples_word
+from feedback.pairs import pair
 from learner.constitution import OVERALL
 from learner.measures import wilson
 
@@ -47,7 +48,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     mean_gap: float
     """Mean of P(shown first) - P(shown second): above 0 it leans to the first place."""
     with_people: int
-    """Answers on pairs that people compared, without ties of either."""
+    """Answers on pairs that are gold, without ties of either."""
     agreed: int
     share: float
     low: float
@@ -89,7 +90,8 @@ def _of_conversation(events: Sequence[Event]) -> Iterable[Compared]:
     }
     if not judgements:
         return []
-    said = peoples_word(fold(events).signals)
+    conversation = fold(events)
+    said = peoples_word(pair(conversation, conversation.signals))
     return [Compared(judgement=j, people=_people(j, said)) for j in judgements.values()]
 
 

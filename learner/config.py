@@ -98,7 +98,7 @@ class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_pairs: int = 200
     """Pairs of replies that nobody has compared yet, judged per run at most."""
     max_gold_pairs: int = 50
-    """Pairs that people have compared, judged per run at most to measure the judge; judged first."""
+    """Pairs compared by design or labelled, judged per run at most to measure the judge; judged first."""
     max_revisions: int = 20
     """Disliked replies that are criticised, revised and compared with their revision, per run at most."""
     max_concurrent: int = 4

@@ -10,7 +10,7 @@ from feedback.conversations import fold
 from feedback.events import Event, SignalKind, TurnStatus
 from feedback.pairs import pair
 from feedback.records import Pair
-from tests.feedback.builders import NOON, signal, thumb, turn, user
+from tests.feedback.builders import NOON, offered, preferred, signal, thumb, turn, user
 
 QUESTION = "How do I reset my password?"
 BAD = "Click around until something happens."
@@ -85,9 +85,9 @@ def test_no_rivals(second):
     assert judgements.rivals(fold([FIRST, second])) == []
 
 
-def test_rivals_of_one_prompt_state_are_bounded_and_those_compared_by_people_come_first():
+def test_rivals_of_one_prompt_state_are_bounded_and_those_with_gold_come_first():
     replies = [turn(f"r{n}", QUESTION, f"{GOOD} Variant {n}.", at=20 * n) for n in range(1, 6)]
-    said = signal(replies[4], SignalKind.COMPARISON, value=0.9, other_response_id="r4")
+    said = signal(replies[4], SignalKind.LABEL, value=0.9, other_response_id="r4")
     found = judgements.rivals(fold([*replies, said]))
     assert [(r.one.response_id, r.other.response_id) for r in found] == [
         ("r4", "r5"),
@@ -97,16 +97,29 @@ def test_rivals_of_one_prompt_state_are_bounded_and_those_compared_by_people_com
     assert [r.people for r in found] == [pytest.approx(0.1), None, None]
 
 
-def test_peoples_word_is_the_mean_of_comparisons_and_labels_either_way_round():
+def people(*events: Event) -> list[float | None]:
+    return [r.people for r in judgements.rivals(fold(events))]
+
+
+def test_peoples_word_is_the_mean_of_golds_answers_either_way_round():
     """(0.8 + (1 - 0.4)) / 2 = 0.7; a judgement is no person's."""
-    events = [
-        FIRST,
-        SECOND,
-        signal(FIRST, SignalKind.COMPARISON, who="ann", value=0.8, other_response_id="r2"),
-        signal(SECOND, SignalKind.LABEL, who="rater", value=0.4, other_response_id="r1"),
-        judgement(0.0),
-    ]
-    assert judgements.peoples_word(fold(events).signals) == {("r1", "r2"): pytest.approx(0.7)}
+    one = signal(FIRST, SignalKind.LABEL, who="ann", value=0.8, other_response_id="r2")
+    other = signal(SECOND, SignalKind.LABEL, who="bob", value=0.4, other_response_id="r1")
+    assert people(FIRST, SECOND, one, other, judgement(0.0)) == [pytest.approx(0.7)]
+    assert people(FIRST, SECOND, judgement(0.0)) == [None]
+
+
+def test_a_comparison_by_design_measures_the_judge_and_one_that_came_too_fast_does_not():
+    """Ten words take a second to read, and were shown after two."""
+    bad, good = offered("r1", QUESTION, BAD, GOOD)
+    assert people(bad, good, preferred(good, bad, at=30)) == [0.0]
+    assert people(bad, good, preferred(good, bad, at=2.1)) == [None]
+
+
+def test_two_replies_that_somebody_compared_unasked_are_no_work_for_a_judge():
+    """A person has spoken, so a machine has nothing to add; but whoever picks what to compare is no
+    ruler for it either."""
+    assert people(FIRST, SECOND, preferred(SECOND, FIRST)) == []
 
 
 def test_only_replies_that_nobody_liked_are_disliked():

@@ -95,7 +95,7 @@ def test_a_killed_broker_fails_appends_in_time_then_takes_them_again(
     kafka_broker.kill()
     started_s = time.monotonic()
     futures = [log.append(Topic.TURNS, "k", f"during-{i}", b"v") for i in range(200)]
-    assert time.monotonic() - started_s < 0.5
+    assert time.monotonic() - started_s < 1.0
     assert all(isinstance(e, LogUnavailable) for e in errors(futures, 12))  # 2 × timeout_s, and a little
     with pytest.raises(LogUnavailable):
         log.end(Topic.TURNS, before.partition)
@@ -190,7 +190,7 @@ def test_without_a_broker_nothing_blocks_and_everything_fails_in_time(free_port:
     started_s = time.monotonic()
     log = KafkaLog(f"127.0.0.1:{free_port}", prefix, 4, timeout_s=1.0)
     futures = [log.append(Topic.TURNS, "k", f"e{i}", b"v") for i in range(100)]
-    assert time.monotonic() - started_s < 0.5
+    assert time.monotonic() - started_s < 1.0
     assert all(isinstance(e, LogUnavailable) for e in errors(futures, 4))
     with pytest.raises(LogUnavailable, match=str(free_port)):
         log.read(Topic.TURNS, 0, 0)

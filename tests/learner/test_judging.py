@@ -17,7 +17,7 @@ from feedback.eventlog import Topic
 from feedback.events import Event, SignalKind, SignalReceived
 from feedback.pairs import split_of
 from feedback.records import Pair
-from learner import judging
+from learner import agreement, judging
 from learner.__main__ import main
 from learner.config import Judge
 from learner.constitution import Constitution, Principle
@@ -209,8 +209,8 @@ def test_a_run_takes_what_its_limit_allows_and_the_next_one_goes_on(world):
 def test_pairs_that_people_compared_measure_the_judge_and_are_not_learned_from(world):
     """They have a limit of their own."""
     first, second = both(7)
-    compared = signal(first, SignalKind.COMPARISON, value=0.0, other_response_id="good07", who="w")
-    world.hears(*both(1), first, second, compared, *rated())
+    labelled = signal(first, SignalKind.LABEL, value=0.0, other_response_id="good07", who="w")
+    world.hears(*both(1), first, second, labelled, *rated())
     assert world.judged_by(principled, max_gold_pairs=0)[0] == {"judged": 1}
     assert world.judged_by(principled, max_pairs=0)[0] == {"judged": 1}
     assert [j.conversation_id for j in world.judgements()] == ["c01", "c07"]
@@ -221,9 +221,9 @@ def test_held_out_prompts_are_judged_only_to_measure_the_judge(world):
     """What is never trained on is no work for a judge."""
     heldout = next(n for n in range(99) if split_of(asked(n), (), heldout_fraction=0.3) == "heldout")
     first, second = both(heldout)
-    world.hears(first, second)
+    world.hears(first, second, thumb(first, False))
     assert world.judged_by(principled, heldout=0.3) == ({}, [])
-    world.hears(signal(first, SignalKind.COMPARISON, value=0.0, other_response_id=second.data.response_id))
+    world.hears(signal(first, SignalKind.LABEL, value=0.0, other_response_id=second.data.response_id))
     assert world.judged_by(principled, heldout=0.3)[0] == {"judged": 1}
     world.hears(*rated())
     assert world.pairs(Pipeline(heldout_fraction=0.3)) == []
@@ -305,6 +305,15 @@ def test_a_judge_that_dies_loses_nothing_and_the_next_run_goes_on(world):
     assert len({j.signal_id for j in world.judgements()}) == 4
 
 
+def test_a_judge_that_fails_is_not_asked_about_all_the_rest(world):
+    """Forty pairs would be forty timeouts."""
+    asked = []
+    world.hears(*[e for n in range(40) for e in both(n)])
+    with pytest.raises(JudgeError, match="answered 401"):
+        world.judged_by(lambda request: asked.append(request) or 401)
+    assert len(asked) < 40
+
+
 def test_what_is_in_work_when_the_judge_fails_is_kept(world):
     """Two at a time: one fails while the other still waits for its second answer."""
     failed = threading.Event()
@@ -367,8 +376,8 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 
 def test_the_command_measures_agreement(world, capsys):
     first, second = both(7)
-    compared = signal(first, SignalKind.COMPARISON, value=0.0, other_response_id="good07", who="w")
-    world.hears(first, second, compared)
+    labelled = signal(first, SignalKind.LABEL, value=0.0, other_response_id="good07", who="w")
+    world.hears(first, second, labelled)
     world.judged_by(principled)
     world.fold()
     assert main(["learn", "judge", "--agreement"], configured(world.folder, "")) == 0
@@ -378,3 +387,21 @@ def test_the_command_measures_agreement(world, capsys):
     overall, helpful = msgspec.json.decode(written)
     assert (overall["principle"], overall["with_people"], overall["agreed"]) == ("overall", 1, 1)
     assert (helpful["principle"], helpful["share"], helpful["flips"]) == ("helpful", 1.0, 0)
+
+
+@pytest.mark.parametrize(("about", "against"), [(0, 1), (1, 0)])
+def test_people_and_judge_are_compared_whichever_reply_each_speaks_of(world, about, against):
+    """Both prefer the good reply, the judge by 0.9; people spoke of the bad one."""
+    replies = both(7)
+    ids = [r.data.response_id for r in replies]
+    said = signal(replies[0], SignalKind.LABEL, value=0.0, other_response_id=ids[1], who="w")
+    judgement = signal(
+        replies[about],
+        SignalKind.JUDGEMENT,
+        value=0.9 if about == 1 else 0.1,
+        other_response_id=ids[against],
+        who="judge-1",
+    )
+    world.hears(*replies, said, judgement)
+    (overall,) = agreement.measure(agreement.collect(world.state))
+    assert (overall.with_people, overall.agreed) == (1, 1)

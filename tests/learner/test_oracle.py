@@ -205,7 +205,7 @@ def passes(result: tuple[float, float]) -> bool:
     return gain >= 0.98 and kl <= 0.01
 
 
-@pytest.mark.parametrize("with_ends", [False, True])
+@pytest.mark.parametrize("with_ends", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("group_baseline", [False, True])
 def test_ppo_finds_the_best_policy(with_ends: bool, group_baseline: bool) -> None:
     """The loop as it runs in production reaches the closed-form optimum, replies of one length or of any."""
@@ -217,11 +217,13 @@ def test_ppo_finds_the_best_policy(with_ends: bool, group_baseline: bool) -> Non
     assert kl <= 0.01
 
 
+@pytest.mark.slow
 def test_the_spelt_out_loop_finds_it_too() -> None:
     """Control for the mutations below: without any, the same code passes."""
     assert passes(trained(problem(with_ends=True)))
 
 
+@pytest.mark.slow
 def test_k3_in_the_reward_fails() -> None:
     """k3's derivative is not the KL's: as a penalty it pulls elsewhere."""
     fails(trained(problem(with_ends=True), experience_as=with_k3))
@@ -231,16 +233,19 @@ def with_k3(e: Experience) -> Experience:
     return replace(e, reference_BT=e.old_BT - k3(e.old_BT, e.reference_BT))
 
 
+@pytest.mark.slow
 def test_no_kl_fails() -> None:
     """Without the penalty the policy runs to the best reply and loses all entropy."""
     fails(trained(problem(with_ends=True), beta=0.0))
 
 
+@pytest.mark.slow
 def test_doubled_beta_fails() -> None:
     """The optimum of another β is another policy."""
     fails(trained(problem(with_ends=True), beta=2 * BETA))
 
 
+@pytest.mark.slow
 def test_reward_on_the_wrong_token_fails() -> None:
     """A score on the first token credits none of the later ones."""
     fails(trained(problem(with_ends=True), targets_of=score_on_first_token))
@@ -253,6 +258,7 @@ def score_on_first_token(e: Experience, ppo: PPO, beta: float) -> Targets:
     return Targets(whiten(advantages_BT, e.mask_BT), returns_BT, torch.ones_like(rewards_BT))
 
 
+@pytest.mark.slow
 def test_flipped_advantages_fail() -> None:
     """Gradient descent on the objective instead of ascent."""
     fails(trained(problem(with_ends=True), targets_of=flipped))
@@ -263,6 +269,7 @@ def flipped(e: Experience, ppo: PPO, beta: float) -> Targets:
     return replace(right, advantages_BT=-right.advantages_BT)
 
 
+@pytest.mark.slow
 def test_unmasked_padding_fails() -> None:
     """Padding taken for response tokens is rewarded, penalised and trained on."""
     fails(trained(problem(with_ends=True), samples_as=padding_as_response))

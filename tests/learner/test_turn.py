@@ -113,6 +113,7 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert "finished" in table(setting.deployment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", turn.STAGES)
 def test_a_turn_killed_after_any_stage_ends_with_the_same_candidate(
     setting: turn.Setting, registry: Registry, last: turn.Stage
