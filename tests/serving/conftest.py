@@ -1,5 +1,6 @@
 """A real gateway on a real port, a scripted engine behind it; real log, registry and keys in a folder."""
 
+import asyncio
 import logging
 import socket
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ STABLE, CANARY = "run-1-aaaaaaaa", "run-2-bbbbbbbb"
 SECRET = b"s" * 32
 
 
+class _Server(uvicorn.Server):
+    """Looks ten times as often whether it is to stop: hundreds of tests wait for that."""
+
+    async def main_loop(self) -> None:
+        ticks = count()
+        while not await self.on_tick(next(ticks)):
+            await asyncio.sleep(0.01)
+
+
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """`app` in a uvicorn of its own; its base URL."""
@@ -45,7 +56,7 @@ def serving(app: Any) -> Iterator[str]:
             lifespan="auto",
             timeout_graceful_shutdown=3,
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
