@@ -183,6 +183,7 @@ def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> 
     assert "failed" in table(setting.deployment)
 
 
+@pytest.mark.slow
 def test_a_run_on_an_erased_snapshot_is_given_up_and_leaves_no_word(setting: turn.Setting) -> None:
     """A user is erased in mid-run: what was begun cannot go on, the next run begins anew without them.
 
@@ -211,6 +212,7 @@ def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:
     assert turn.runs(setting.deployment) == []
 
 
+@pytest.mark.slow
 def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: turn.Setting) -> None:
     """40 thumbs are more than the 5 asked for; nothing new after them, so no second turn."""
     waits: list[float] = []
