@@ -30,13 +30,13 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 LESSONS = Stage(
     name="answers",
-    dialogues=13_000,
+    dialogues=10_500,
     mix=corpus.LESSONS,
     settings=train_sft.Settings(batch_tokens=512, learning_rate=3e-3, weight_decay=0.05, max_tokens=CONTEXT),
 )
 CONVERSATIONS = Stage(
     name="conversations",
-    dialogues=11_000,
+    dialogues=9_000,
     mix=corpus.MIX,
     settings=train_sft.Settings(batch_tokens=768, learning_rate=2e-3, weight_decay=0.05, max_tokens=CONTEXT),
 )
