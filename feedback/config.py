@@ -81,7 +81,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     account_cap: float = 0.05
     """Largest share of a snapshot's weight that one account may have."""
     subject_cap: float = 0.01
-    """Largest share of a snapshot's weight on one subject, or twice its share of accounts if that is more."""
+    """Largest share of a snapshot's weight on one subject, or its share of accounts if that is more."""
     judgement_cap: float = 0.3
     """Largest share of a snapshot's weight that a machine's judgements may have."""
     propensity_clip: float = 10.0

@@ -162,9 +162,10 @@ def weigh(
         row.weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
         for row, about in zip(kept, subjects, strict=True)
     ]
-    weights = _one_subject(kept, subjects, weights, trust)
+    shares = _shares_of_voices(kept, subjects, trust)
+    weights = _one_subject(kept, subjects, weights, shares)
     weights = _newcomers(kept, weights, trust)
-    weights = _whole_subjects(kept, subjects, weights, trust, subject_cap)
+    weights = _whole_subjects(subjects, weights, shares, subject_cap)
     made = [
         msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
         for row, weight in zip(kept, weights, strict=True)
@@ -352,7 +353,10 @@ def _least(on_subject: Mapping[tuple[str, str], float], account: str, subjects: 
 
 
 def _one_subject(
-    rows: Sequence[Rated], subjects: Sequence[tuple[str, ...]], weights: Sequence[float], trust: Trust
+    rows: Sequence[Rated],
+    subjects: Sequence[tuple[str, ...]],
+    weights: Sequence[float],
+    shares: Mapping[str, float],
 ) -> list[float]:
     """See SUBJECT_TIMES. With v the subject's share of voices and R the account's weight elsewhere:
 
@@ -364,7 +368,6 @@ def _one_subject(
         account[row.user].append(weight)
         for subject in about:
             place[row.user, subject].append(weight)
-    shares = _shares_of_voices(place, account, trust)
     totals = {where: fsum(found) for where, found in place.items()}
     usual = SUBJECT_TIMES * _median(totals.values())
     scale: dict[tuple[str, str], float] = {}
@@ -391,16 +394,10 @@ def _newcomers(rows: Sequence[Rated], weights: Sequence[float], trust: Trust) ->
 
 
 def _whole_subjects(
-    rows: Sequence[Rated],
-    subjects: Sequence[tuple[str, ...]],
-    weights: Sequence[float],
-    trust: Trust,
-    cap: float,
+    subjects: Sequence[tuple[str, ...]], weights: Sequence[float], shares: Mapping[str, float], cap: float
 ) -> list[float]:
     """No subject has more of the weight than its share of the voices, or `cap` where that is more."""
-    speakers = {(row.user, s): None for row, about in zip(rows, subjects, strict=True) for s in about}
-    voices = _shares_of_voices(speakers, sorted({row.user for row in rows}), trust)
-    allowed = {subject: max(cap, share) for subject, share in voices.items()}
+    allowed = {subject: max(cap, share) for subject, share in shares.items()}
     found = list(weights)
     for _ in range(_SUBJECT_ROUNDS):
         by_subject: dict[str, list[float]] = defaultdict(list)
@@ -421,13 +418,14 @@ def _whole_subjects(
 
 
 def _shares_of_voices(
-    speakers: Iterable[tuple[str, str]], accounts: Iterable[str], trust: Trust
+    rows: Sequence[Rated], subjects: Sequence[tuple[str, ...]], trust: Trust
 ) -> dict[str, float]:
     """Share of the accounts that speak of each subject, 0..1, each account as far as it is honest."""
+    speakers = {(row.user, s): None for row, about in zip(rows, subjects, strict=True) for s in about}
     voices: dict[str, list[float]] = defaultdict(list)
     for account, subject in speakers:
         voices[subject].append(trust.honest.get(account, 1.0) * trust.on_subject.get((account, subject), 1.0))
-    everybody = fsum(trust.honest.get(a, 1.0) for a in accounts) or 1.0
+    everybody = fsum(trust.honest.get(a, 1.0) for a in {row.user for row in rows}) or 1.0
     return {subject: min(1.0, fsum(found) / everybody) for subject, found in voices.items()}
 
 

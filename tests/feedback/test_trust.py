@@ -176,7 +176,7 @@ def test_a_subject_that_few_speak_of_has_no_more_weight_than_allowed():
 
 
 def test_many_flooded_subjects_are_each_held_to_what_is_allowed():
-    """Twenty accounts of 120, each loud about one subject: 1 in 120 voices, twice that is 1.67 %. Cutting one
+    """Twenty accounts of 120, each loud about one subject: 1 in 120 voices, so the cap of 1 %. Cutting one
     subject lifts the others' shares, so once is not enough."""
     honest = [
         thumb(n, f"u{n}", up=True, reply=GOOD[0], topic=TOPICS[n % 6], at_s=70.0 * n) for n in range(100)
@@ -191,7 +191,7 @@ def test_many_flooded_subjects_are_each_held_to_what_is_allowed():
     nothing_known = Trust(honest={}, on_subject={}, record={}, suspended={})
     kept = weigh([*honest, *loud], [], [], nothing_known, subject_cap=0.01).grades
     shares = [weight_of(kept, f"loud{n}") / fsum(g.weight for g in kept) for n in range(20)]
-    assert max(shares) <= 2 / 120 * 1.01
+    assert max(shares) <= 0.01 * 1.01
 
 
 def test_a_burst_is_quarantined_only_when_others_are_slower():
