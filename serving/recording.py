@@ -143,9 +143,12 @@ class Recorder:
         return await self._read(self._log.first_turn, conversation_id)
 
     async def _read(self, look_up: Callable[..., bytes | None], *args: str) -> Event | None:
+        def opened() -> Event | None:
+            raw = look_up(*args)
+            return None if raw is None else self._ring.find(raw)
+
         try:
-            raw = await asyncio.to_thread(look_up, *args)
-            return None if raw is None else await asyncio.to_thread(self._ring.find, raw)
+            return await asyncio.to_thread(opened)
         except Exception as e:  # a log that fails in whatever way is a 503, never a 500
             logger().error("log_unreadable", error=str(e), kind=type(e).__name__)
             raise NotRecorded("the event log cannot be read now; try again later") from e
