@@ -6,9 +6,13 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from feedback.config import Deployment, Forward, Pipeline, read, section
 from feedback.errors import ConfigError, FeedbackError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 
 def main(argv: list[str], config: Path | None) -> int:
@@ -77,11 +81,21 @@ def _pipeline(deployment: Deployment, config: Pipeline) -> int:
     configure_logging("pipeline")
     serve_metrics(config.metrics_port)
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
-    with closing(open_log(deployment)) as log:
-        state = store.open_state(deployment.state)
-        pipeline.run(log, state, config, stop, snapshots_dir=deployment.snapshots_dir)
-    state.dispose()
+    with (
+        store.opened(deployment.state) as state,
+        closing(open_log(deployment)) as log,
+        closing(log.share(f"{deployment.kafka_prefix}.pipeline.{_name(state)}", pipeline.SOURCES)) as share,
+    ):
+        pipeline.run(log, state, config, stop, share=share, snapshots_dir=deployment.snapshots_dir)
     return 0
+
+
+def _name(state: "sa.Engine") -> str:
+    """What the state is called: its workers are a group of their own, whoever else reads the same topics."""
+    from feedback import database, store
+
+    with database.writing(state) as tx:
+        return store.identity(tx)
 
 
 def _forward(deployment: Deployment, config: Forward) -> int:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from feedback.errors import LogError, LogFull, LogUnavailable
-from feedback.eventlog import MAX_ENTRY_BYTES, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, Place, Position, Record, Share, Topic, Whole
 
 COMMITS = Counter(
     "ratchet_feedback_log_commits_total",
@@ -137,6 +137,12 @@ class EmbeddedLog:
     def end(self, topic: Topic, partition: int) -> int:
         _check(topic, partition)
         return int(self._query(f'SELECT coalesce(max(offset), -1) + 1 FROM "{topic}"')[0][0])
+
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        return {(topic, partition): self.end(topic, partition) for topic, partition in places}
+
+    def share(self, group: str, topics: Collection[Topic]) -> Share:
+        return Whole([0])
 
     def find(self, topic: Topic, event_id: str) -> bytes | None:
         """The value appended under `event_id`, if there is one."""

@@ -78,6 +78,7 @@ def forget(state: sa.Engine, found: Belongings, *, retry_window_s: float) -> Non
     for start in range(0, len(conversation_ids), _FORGOTTEN_TOGETHER):
         some = {c: found.events[c] for c in conversation_ids[start : start + _FORGOTTEN_TOGETHER]}
         with database.writing(state) as tx:
+            store.hold(tx)
             _forget(tx, some, retry_window_s)
     with database.writing(state) as tx:
         store.remove_dead_letters(tx, [letter.place for letter in found.dead_letters])

@@ -4,7 +4,7 @@ Two implementations keep this contract and pass the same tests (`tests/feedback/
 `feedback.embedded.EmbeddedLog` (one SQLite file) and `feedback.kafka.KafkaLog`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
 from typing import Protocol
@@ -35,6 +35,10 @@ _TOPIC_OF = {
 
 def topic_of(event: Event) -> Topic:
     return _TOPIC_OF[type(event.data)]
+
+
+Place = tuple[Topic, int]
+"""A topic's partition."""
 
 
 class Position(msgspec.Struct, frozen=True, order=True):
@@ -76,6 +80,43 @@ class EventLog(Protocol):
         """The offset that the next entry will get."""
         ...
 
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        """`end` of many partitions, for the price of one."""
+        ...
+
+    def share(self, group: str, topics: Collection[Topic]) -> "Share":
+        """A worker's share of these topics: all workers of the same group have all of them between them."""
+        ...
+
     def close(self) -> None:
         """Everything queued is durable or its future has failed when this returns."""
         ...
+
+
+class Share(Protocol):
+    """A worker's share of the log: partitions by number, each with all topics of that number.
+
+    A key has the same number in every topic, so all that is said in a conversation goes to one worker. A
+    share is a wish, not a lock: whoever commits checks that nobody else has (`feedback.pipeline.fold`).
+    """
+
+    def partitions(self) -> frozenset[int]:
+        """What is this worker's now; to be asked before every batch. Raises: LogUnavailable."""
+        ...
+
+    def close(self) -> None:
+        """Leave the share to others."""
+        ...
+
+
+class Whole:
+    """The share of a worker that is alone."""
+
+    def __init__(self, partitions: Collection[int]) -> None:
+        self._partitions = frozenset(partitions)
+
+    def partitions(self) -> frozenset[int]:
+        return self._partitions
+
+    def close(self) -> None:
+        pass

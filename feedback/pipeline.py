@@ -2,11 +2,14 @@
 
 One transaction holds a batch's events, everything derived from the conversations they touch, the dead letters
 and the offsets. So a crash between any two steps repeats the batch, and repeating a batch changes nothing.
+The same transaction first checks that the offsets are where the batch began: of two workers that take a
+partition for theirs only one moves on, whatever either believes, and the other reads again.
 """
 
 import threading
+import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from feedback.errors import (
     SnapshotError,
     StateUnavailable,
 )
-from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Share, Topic
 from feedback.events import Event, SignalReceived, TurnRecorded, UserErased
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
@@ -43,6 +46,11 @@ LAST_EVENT = Gauge(
     "ratchet_feedback_seconds_since_last_event", "Age of the newest event folded; 0 before the first."
 )
 STALLS = Counter("ratchet_feedback_stalls_total", "Times that log or state were out of reach.")
+PARTITIONS = Gauge("ratchet_feedback_partitions", "Partitions that this worker folds.")
+REBALANCES = Counter("ratchet_feedback_rebalances_total", "Times that this worker's partitions changed.")
+OVERTAKEN = Counter(
+    "ratchet_feedback_overtaken_batches_total", "Batches dropped because another worker had folded them."
+)
 
 SOURCES: dict[Topic, type] = {
     Topic.TURNS: TurnRecorded,
@@ -51,6 +59,9 @@ SOURCES: dict[Topic, type] = {
 }
 """What is read, and the one type of event that belongs there."""
 _STALL_S = 1.0
+_RECOUNTED_AFTER_S = 60.0
+_COUNTING_SHARE = 0.01
+"""Largest share of the time that goes into counting the state's rows anew."""
 _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 
@@ -69,6 +80,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             max_bytes=config.max_event_bytes, not_before=config.not_before, max_ahead_s=config.max_ahead_s
         )
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read to be folded in one transaction."""
+
+    offsets: Offsets
+    """Where it begins, for every place that any of it lies in."""
+    records: tuple[Record, ...]
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        return frozenset(partition for _, partition in self.offsets)
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,18 +129,21 @@ def run(
     config: Pipeline,
     stop: threading.Event,
     *,
+    share: Share,
     snapshots_dir: Path,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Fold until `stop`. A log or state out of reach is waited for, never given up on."""
+    """Fold this worker's share until `stop`. A log or state out of reach is waited for, never given up on."""
     newest: datetime | None = None
     snapshot_at = clock()
     prepared = False
+    mine = _Mine(share)
     while not stop.is_set():
         try:
             prepared = prepared or _prepare(state, config)
-            folded = step(log, state, config, now=clock())
-            if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
+            partitions = mine.look(state)
+            folded = step(log, state, config, now=clock(), partitions=partitions)
+            if _snapshot_due(config, partitions, clock() - snapshot_at):
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
         except (LogError, StateUnavailable) as e:
@@ -131,28 +157,57 @@ def run(
             stop.wait(config.poll_s)
 
 
-def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) -> Folded:
-    """Read what is new on every partition and fold it in one transaction.
+def step(
+    log: EventLog,
+    state: sa.Engine,
+    config: Pipeline,
+    *,
+    now: datetime,
+    partitions: Collection[int] | None = None,
+) -> Folded:
+    """Read what is new on these partitions (None: on all) and fold it in one transaction.
 
     Raises: LogError or StateUnavailable; then nothing has changed.
     """
+    return fold(gather(log, state, config, partitions), state, config, now=now)
+
+
+def gather(
+    log: EventLog, state: sa.Engine, config: Pipeline, partitions: Collection[int] | None = None
+) -> Batch:
+    """Read what is new on these partitions. Changes nothing. Raises: LogError, StateUnavailable."""
     with database.reading(state) as tx:
         offsets = store.load_offsets(tx)
         WAITING.set(store.count_dead_letters(tx))
-    records = [
+    places = [(t, p) for t in SOURCES for p in log.partitions(t) if partitions is None or p in partitions]
+    begins = {place: offsets.get(place, 0) for place in places}
+    ends = log.ends(places)
+    records = tuple(
         record
-        for topic in SOURCES
-        for partition in log.partitions(topic)
-        for record in log.read(
-            topic, partition, offsets.get((topic, partition), 0), limit=config.batch_records
-        )
-    ]
-    _observe_lag(log, offsets, records)
-    if not records:
+        for place in places
+        if begins[place] < ends[place]
+        for record in log.read(*place, begins[place], limit=config.batch_records)
+    )
+    _observe_lag(begins, ends, records)
+    return Batch(offsets={place: begins[place] for place in _after(records)}, records=records)
+
+
+def fold(batch: Batch, state: sa.Engine, config: Pipeline, *, now: datetime) -> Folded:
+    """Fold a batch in one transaction, unless another worker has folded any of it.
+
+    Raises: StateUnavailable; then nothing has changed.
+    """
+    if not batch.records:
         return Folded()
     with database.writing(state) as tx:
+        store.hold(tx, None if _erases(batch) else batch.partitions)
+        at = store.load_offsets(tx)
+        if moved := [place for place, begin in batch.offsets.items() if at.get(place, 0) != begin]:
+            OVERTAKEN.inc()
+            _log.info("batch_overtaken", partitions=sorted({partition for _, partition in moved}))
+            return Folded()
         folded = fold_records(
-            tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+            tx, batch.records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
         )
     _observe(folded)
     return folded
@@ -187,6 +242,7 @@ def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) ->
     replayed = Replayed()
     for start in range(0, len(places), _REPLAYED_TOGETHER):
         with database.writing(state) as tx:
+            store.hold(tx)
             waiting = list(store.each_dead_letter(tx, places[start : start + _REPLAYED_TOGETHER]))
             replayed += _replay(tx, waiting, config, now)
     return replayed
@@ -234,6 +290,7 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
     after, done = "", 0
     while True:
         with database.writing(state) as tx:
+            store.hold(tx)
             ids = store.conversation_ids(tx, after, _REDERIVED_TOGETHER)
             if not ids:
                 store.save_derivation_rules(tx, _rules(retry_window_s))
@@ -253,10 +310,53 @@ def _prepare(state: sa.Engine, config: Pipeline) -> bool:
     if rules != _rules(config.retry_window_s):
         conversations = rederive(state, retry_window_s=config.retry_window_s)
         _log.info("pipeline_rederived", conversations=conversations, before=rules)
-    with database.reading(state) as tx:
-        _count(store.count_derived(tx))
     _log.info("pipeline_ready")
     return True
+
+
+class _Mine:
+    """This worker's partitions, and what the gauges owe to the others' work."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._partitions: frozenset[int] | None = None
+        self._count_at_s = 0.0
+        """Monotonic clock."""
+
+    def look(self, state: sa.Engine) -> frozenset[int]:
+        """Raises: LogUnavailable, StateUnavailable."""
+        partitions = self._share.partitions()
+        changed = partitions != self._partitions
+        if changed or time.monotonic() >= self._count_at_s:
+            begun_s = time.monotonic()
+            _recount(state)
+            took_s = time.monotonic() - begun_s
+            self._count_at_s = begun_s + max(_RECOUNTED_AFTER_S, took_s / _COUNTING_SHARE)
+        if changed:
+            _log.info("partitions_changed", partitions=sorted(partitions))
+            REBALANCES.inc(self._partitions is not None)
+            PARTITIONS.set(len(partitions))
+            self._partitions = partitions
+        return partitions
+
+
+def _recount(state: sa.Engine) -> None:
+    with database.reading(state) as tx:
+        counted = store.count_derived(tx)
+    GRADES.clear()
+    PAIRS.clear()
+    DEMONSTRATIONS.set(0)
+    _count(counted)
+
+
+def _snapshot_due(config: Pipeline, partitions: Collection[int], since: timedelta) -> bool:
+    """One worker of many builds them: who has the first partition."""
+    return 0 < config.snapshot_every_s <= since.total_seconds() and 0 in partitions
+
+
+def _erases(batch: Batch) -> bool:
+    """Whether it speaks of erased users, whose words may lie in anybody's partitions."""
+    return any(topic == Topic.USERS for topic, _ in batch.offsets)
 
 
 def _rules(retry_window_s: float) -> str:
@@ -455,9 +555,7 @@ def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
             DEMONSTRATIONS.inc(number)
 
 
-def _observe_lag(log: EventLog, offsets: Offsets, records: Sequence[Record]) -> None:
-    folded = {**offsets, **_after(records)}
+def _observe_lag(begins: Offsets, ends: Mapping[tuple[str, int], int], records: Sequence[Record]) -> None:
+    folded = {**begins, **_after(records)}
     for topic in SOURCES:
-        LAG.labels(topic).set(
-            sum(max(0, log.end(topic, p) - folded.get((topic, p), 0)) for p in log.partitions(topic))
-        )
+        LAG.labels(topic).set(sum(max(0, end - folded[t, p]) for (t, p), end in ends.items() if t == topic))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
+from uuid import uuid4
 
 import msgspec
 import sqlalchemy as sa
@@ -80,6 +81,15 @@ derivations = sa.Table(
     sa.Column("rules", sa.Text, primary_key=True, comment="version and settings that made feedback_derived"),
 )
 
+identities = sa.Table(
+    "feedback_identity",
+    metadata,
+    sa.Column("only", sa.Integer, primary_key=True, comment="1: there is one row"),
+    sa.Column("name", sa.Text, nullable=False, comment="names this state, wherever it is reached from"),
+)
+_FOLDING = 0x72617463
+"""First key of PostgreSQL's advisory locks on partitions; the second is the partition's number."""
+
 _encode = msgspec.json.Encoder().encode
 _DECODERS: dict[str, Any] = {
     "grade": msgspec.json.Decoder(Grade),
@@ -134,6 +144,31 @@ def opened(url: str) -> Iterator[sa.Engine]:
         yield state
     finally:
         state.dispose()
+
+
+def identity(tx: sa.Connection) -> str:
+    """What this state is called; named when first asked."""
+    query = sa.select(identities.c.name)
+    if (name := tx.scalar(query)) is None:
+        made = {"only": 1, "name": uuid4().hex}
+        tx.execute(database.insert(tx, identities).on_conflict_do_nothing(), [made])
+        name = tx.execute(query).scalar_one()  # another worker may have been first
+    return name
+
+
+def hold(tx: sa.Connection, partitions: Collection[int] | None = None) -> None:
+    """Until the transaction ends, nobody else stores or derives what lies in these partitions; None: in any.
+
+    What was committed there before can be read from now on. SQLite's writers wait for one another anyway.
+    """
+    if tx.dialect.name != "postgresql":
+        return
+    if partitions is None:
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_FOLDING)))
+        return
+    tx.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_FOLDING)))
+    for number in sorted(partitions):
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_FOLDING, number)))
 
 
 def load_offsets(tx: sa.Connection) -> Offsets:

@@ -22,7 +22,7 @@ from feedback.__main__ import main
 from feedback.config import Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import LogUnavailable, StateUnavailable
-from feedback.eventlog import Topic
+from feedback.eventlog import Topic, Whole
 from feedback.events import AdapterTransitioned, adapter_event
 from feedback.pipeline import Folded
 from feedback.store import DeadLetter
@@ -410,7 +410,7 @@ class running:
 
     def __init__(self, log, state, config=CONFIG, snapshots_dir=Path("unused")):
         self.stop = threading.Event()
-        kwargs = {"snapshots_dir": snapshots_dir, "clock": lambda: NOON}
+        kwargs = {"share": Whole([0]), "snapshots_dir": snapshots_dir, "clock": lambda: NOON}
         self.thread = threading.Thread(
             target=pipeline.run, args=(log, state, config, self.stop), kwargs=kwargs
         )
@@ -459,8 +459,8 @@ class Flaky:
     def partitions(self, topic):
         return self.log.partitions(topic)
 
-    def end(self, topic, partition):
-        return self.log.end(topic, partition)
+    def ends(self, places):
+        return self.log.ends(places)
 
 
 def test_a_log_out_of_reach_is_waited_for(log, state):
@@ -484,7 +484,11 @@ def test_snapshots_can_be_built_on_a_clock(log, state, tmp_path):
     thread = threading.Thread(
         target=pipeline.run,
         args=(log, state, ticking, stop),
-        kwargs={"snapshots_dir": tmp_path / "s", "clock": lambda: NOON + timedelta(seconds=next(times))},
+        kwargs={
+            "share": Whole([0]),
+            "snapshots_dir": tmp_path / "s",
+            "clock": lambda: NOON + timedelta(seconds=next(times)),
+        },
     )
     thread.start()
     until(lambda: snapshots.listed(tmp_path / "s"))
