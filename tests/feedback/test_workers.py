@@ -1,5 +1,7 @@
 """Several pipeline workers on one log and one state: whatever happens to them, the state is one worker's."""
 
+import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
