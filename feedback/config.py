@@ -89,7 +89,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted: list[str] = msgspec.field(default_factory=list)
     """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
     workers: int = 1
-    """Processes that `ratchet up` starts to share the work; more than one need `[deployment] log = "kafka"`."""
+    """Processes that `ratchet up` starts to share the work; more than one need `log = "kafka"`."""
     metrics_port: int = 9101
     """Prometheus metrics of the pipeline; its further workers listen 10, 20 … higher. 0: off."""
 

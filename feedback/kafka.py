@@ -115,7 +115,7 @@ class Member:
     """`feedback.eventlog.Share` by a consumer group: Kafka hands the partitions out and notices who died.
 
     The group's consumer only says what is whose. It fetches nothing and commits nothing: entries are read by
-    offset, and the offsets lie with what was made of the entries. Heartbeats go on in the client's own thread.
+    offset, and the offsets lie with what was made of the entries. The client's own thread sends heartbeats.
     """
 
     def __init__(

@@ -62,8 +62,8 @@ def settings(config: Path | None) -> Settings:
 def _check_workers(deployment: Deployment, pipeline: Pipeline) -> None:
     if pipeline.workers > 1 and deployment.log != "kafka":
         raise ConfigError(
-            f"[pipeline] workers is {pipeline.workers}, but [deployment] log is {deployment.log!r}: one worker"
-            " folds it all; several share the partitions of log = 'kafka'"
+            f"[pipeline] workers is {pipeline.workers}, but [deployment] log is {deployment.log!r}, which one"
+            " folds alone; several share the partitions of log = 'kafka'"
         )
 
 

@@ -197,7 +197,7 @@ def test_workers_without_partitions_to_share_are_refused(tmp_path: Path) -> None
     """The embedded log has one partition: a second worker would stand by for ever."""
     config = tmp_path / "ratchet.toml"
     config.write_text("[pipeline]\nworkers = 2\n")
-    with pytest.raises(ConfigError, match=r'workers is 2, but \[deployment\] log is 'embedded'):
+    with pytest.raises(ConfigError, match=r"workers is 2, but \[deployment\] log is 'embedded'"):
         settings(config)
 
 
