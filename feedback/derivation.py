@@ -38,7 +38,11 @@ def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
 
     Args: retry_window_s, see `implicit.infer`.
     """
-    conversation = fold(events)
+    return derived_from(fold(events), retry_window_s=retry_window_s)
+
+
+def derived_from(conversation: Conversation, *, retry_window_s: float) -> Derived:
+    """As `derive`, for who has the conversation."""
     signals = [*conversation.signals, *infer(conversation, retry_window_s=retry_window_s)]
     return Derived(
         grades=tuple(grade(conversation, signals)),

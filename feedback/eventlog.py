@@ -41,13 +41,13 @@ Place = tuple[Topic, int]
 """A topic's partition."""
 
 
-class Position(msgspec.Struct, frozen=True, order=True):
+class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     topic: str
     partition: int
     offset: int
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One entry as it lies in the log. `value` may be undecodable: that is the reader's business."""
 
     position: Position

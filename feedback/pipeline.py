@@ -10,7 +10,9 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,8 @@ from prometheus_client import Counter, Gauge
 
 from feedback import codec, database, erasure, keyring, snapshots, store
 from feedback.config import Pipeline
-from feedback.derivation import VERSION, Derived, derive
+from feedback.conversations import Heard, hear, of_all_heard
+from feedback.derivation import VERSION, Derived, derive, derived_from
 from feedback.errors import (
     CodecError,
     KeyErased,
@@ -29,8 +32,9 @@ from feedback.errors import (
     SnapshotError,
     StateUnavailable,
 )
-from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Share, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Place, Position, Record, Share, Topic
 from feedback.events import Event, SignalReceived, TurnRecorded, UserErased
+from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
@@ -85,7 +89,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What was read to be folded in one transaction."""
 
-    offsets: Offsets
+    offsets: Mapping[Place, int]
     """Where it begins, for every place that any of it lies in."""
     records: tuple[Record, ...]
 
@@ -104,6 +108,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     dead: Mapping[Topic, int] = {}
     change: Mapping[tuple[str, str], int] = {}
     newest: datetime | None = None
+    known: tuple[Known, ...] = ()
+    """The conversations that it touched, to be noted once it is committed."""
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,12 +143,12 @@ def run(
     newest: datetime | None = None
     snapshot_at = clock()
     prepared = False
-    mine = _Mine(share)
+    mine, recent = _Mine(share), Recent()
     while not stop.is_set():
         try:
             prepared = prepared or _prepare(state, config)
             partitions = mine.look(state)
-            folded = step(log, state, config, now=clock(), partitions=partitions)
+            folded = step(log, state, config, now=clock(), partitions=partitions, recent=recent)
             if _snapshot_due(config, partitions, clock() - snapshot_at):
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
@@ -164,12 +170,13 @@ def step(
     *,
     now: datetime,
     partitions: Collection[int] | None = None,
+    recent: Recent | None = None,
 ) -> Folded:
     """Read what is new on these partitions (None: on all) and fold it in one transaction.
 
     Raises: LogError or StateUnavailable; then nothing has changed.
     """
-    return fold(gather(log, state, config, partitions), state, config, now=now)
+    return fold(gather(log, state, config, partitions), state, config, now=now, recent=recent)
 
 
 def gather(
@@ -188,13 +195,17 @@ def gather(
         if begins[place] < ends[place]
         for record in log.read(*place, begins[place], limit=config.batch_records)
     )
-    _observe_lag(begins, ends, records)
-    return Batch(offsets={place: begins[place] for place in _after(records)}, records=records)
+    after = _after(records)
+    _observe_lag({place: after.get(place, begin) for place, begin in begins.items()}, ends)
+    return Batch(offsets={place: begin for place, begin in begins.items() if place in after}, records=records)
 
 
-def fold(batch: Batch, state: sa.Engine, config: Pipeline, *, now: datetime) -> Folded:
+def fold(
+    batch: Batch, state: sa.Engine, config: Pipeline, *, now: datetime, recent: Recent | None = None
+) -> Folded:
     """Fold a batch in one transaction, unless another worker has folded any of it.
 
+    Args: recent, what this worker need not read again; it grows by this batch.
     Raises: StateUnavailable; then nothing has changed.
     """
     if not batch.records:
@@ -207,8 +218,15 @@ def fold(batch: Batch, state: sa.Engine, config: Pipeline, *, now: datetime) -> 
             _log.info("batch_overtaken", partitions=sorted({partition for _, partition in moved}))
             return Folded()
         folded = fold_records(
-            tx, batch.records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+            tx,
+            batch.records,
+            retry_window_s=config.retry_window_s,
+            now=now,
+            limits=Limits.of(config),
+            recent=recent,
         )
+    if recent is not None:
+        recent.note(folded.known, now)
     _observe(folded)
     return folded
 
@@ -220,9 +238,11 @@ def fold_records(
     retry_window_s: float,
     now: datetime,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    recent: Recent | None = None,
 ) -> Folded:
     """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
-    folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits)
+    recent = Recent() if recent is None else recent
+    folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits, recent=recent)
     for letter in letters:
         topic, partition, offset = letter.place
         _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=letter.kind)
@@ -251,7 +271,12 @@ def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) ->
 def _replay(tx: sa.Connection, waiting: Sequence[DeadLetter], config: Pipeline, now: datetime) -> Replayed:
     records = [Record(Position(w.topic, w.partition, w.offset), "", w.value) for w in waiting]
     folded, letters = _fold(
-        tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+        tx,
+        records,
+        retry_window_s=config.retry_window_s,
+        now=now,
+        limits=Limits.of(config),
+        recent=Recent(),
     )
     store.remove_dead_letters(tx, [w.place for w in waiting])
     store.add_dead_letters(tx, letters, now)
@@ -260,27 +285,34 @@ def _replay(tx: sa.Connection, waiting: Sequence[DeadLetter], config: Pipeline, 
 
 
 def _fold(
-    tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime, limits: Limits
+    tx: sa.Connection,
+    records: Sequence[Record],
+    *,
+    retry_window_s: float,
+    now: datetime,
+    limits: Limits,
+    recent: Recent,
 ) -> tuple[Folded, list[DeadLetter]]:
     """Store the records' new events and derive the conversations they touch; what cannot be is returned."""
     letters = _follow_erasures(tx, [r for r in records if r.position.topic == Topic.USERS], retry_window_s)
     spoken = [r for r in records if r.position.topic != Topic.USERS]
     entries, bad_records, erased = _admit(tx, spoken, limits, now)
-    known = store.known_events(tx, entries.keys())
-    new = {event_id: at for event_id, at in entries.items() if event_id not in known}
-    derived, failed = _derive_touched(tx, new, retry_window_s)
-    letters += [*bad_records, *failed]
-    bad = {letter.place for letter in failed}
+    stored = store.known_events(tx, entries.keys())
+    new = {event_id: at for event_id, at in entries.items() if event_id not in stored}
+    touched = _derive_touched(tx, new, retry_window_s, recent)
+    letters += [*bad_records, *touched.letters]
+    bad = {letter.place for letter in touched.letters}
     kept = [entry for record, entry in new.values() if _place(record) not in bad]
     store.add_events(tx, kept)
     folded = Folded(
         records=len(records),
         new=Tally(_topic_of(entry.event) for entry in kept),
-        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in known),
+        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in stored),
         erased=erased,
         dead=Tally(Topic(letter.topic) for letter in letters),
-        change=store.replace_derived(tx, derived),
+        change=store.replace_derived(tx, touched.derived, fresh=touched.fresh),
         newest=max((entry.event.time for entry in kept), default=None),
+        known=tuple(touched.known),
     )
     return folded, letters
 
@@ -401,7 +433,7 @@ def _admit(
         except Exception as e:  # as above
             letters.append(_dead(record, e))
         else:
-            entries.setdefault(event.id, (record, Entry(event, record.value)))
+            entries.setdefault(event.id, (record, Entry(event, record.value, written.key_id)))
     return entries, letters, erased
 
 
@@ -419,7 +451,7 @@ def _proper(record: Record, event: Event, limits: Limits, now: datetime) -> Even
         raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
     if isinstance(data, TurnRecorded | SignalReceived):
         for name, at in _times(event.time, data):
-            _check_time(f"{event.id!r}: {name}", at, limits, now)
+            _check_time(event.id, name, at, limits, now)
     return event
 
 
@@ -441,61 +473,100 @@ def _times(time: datetime, data: TurnRecorded | SignalReceived) -> Iterable[tupl
         yield "the reply's end", data.started_at + timedelta(seconds=data.duration_s)
 
 
-def _check_time(name: str, at: datetime, limits: Limits, now: datetime) -> None:
+def _check_time(event_id: str, name: str, at: datetime, limits: Limits, now: datetime) -> None:
     if at.tzinfo is None:
-        raise CodecError(f"{name} {at.isoformat()} has no time zone")
+        raise CodecError(f"{event_id!r}: {name} {at.isoformat()} has no time zone")
     if at > now + timedelta(seconds=limits.max_ahead_s):
         raise LimitExceeded(
-            f"{name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
+            f"{event_id!r}: {name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
             f" ({limits.max_ahead_s:g}) after {now.isoformat(timespec='seconds')}"
         )
-    if at.astimezone(UTC).date() < limits.not_before:
-        raise LimitExceeded(f"{name} {at.isoformat()} is before [pipeline] not_before ({limits.not_before})")
+    if at < datetime.combine(limits.not_before, time_of_day.min, UTC):
+        raise LimitExceeded(
+            f"{event_id!r}: {name} {at.isoformat()} is before [pipeline] not_before ({limits.not_before})"
+        )
+
+
+class _Touched(msgspec.Struct, frozen=True):
+    """What became of the conversations that got new events."""
+
+    derived: dict[str, Derived]
+    fresh: set[str]
+    """Those that nothing was stored of before."""
+    known: list[Known]
+    letters: list[DeadLetter]
 
 
 def _derive_touched(
-    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float
-) -> tuple[dict[str, Derived], list[DeadLetter]]:
+    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float, recent: Recent
+) -> _Touched:
     """Derive the conversations that got new events, without the events that cannot be derived from."""
-    touched: dict[str, list[tuple[Record, Event]]] = {}
+    arrived: dict[str, list[tuple[Record, Entry]]] = {}
     for record, entry in new.values():
-        touched.setdefault(store.conversation_of(entry.event), []).append((record, entry.event))
-    stored = store.payloads_of(tx, touched.keys())
+        arrived.setdefault(store.conversation_of(entry.event), []).append((record, entry))
+    stored = _stored(tx, arrived, recent)
     derived: dict[str, Derived] = {}
+    known: list[Known] = []
     letters: list[DeadLetter] = []
-    for conversation_id, arrived in touched.items():
-        before = keyring.opened(tx, stored.get(conversation_id, ()))
-        made = _attempt([*before, *(event for _, event in arrived)], retry_window_s)
-        if isinstance(made, Derived):
-            derived[conversation_id] = made
-        else:
-            derived[conversation_id], blamed = _one_by_one(before, arrived, retry_window_s)
+    for conversation_id, said in arrived.items():
+        before = stored.get(conversation_id, [])
+        earlier = [known.heard for known in before]
+        made = _attempt(earlier, [entry for _, entry in said], retry_window_s)
+        if isinstance(made, Exception):
+            made, blamed = _one_by_one(earlier, said, retry_window_s)
             letters += blamed
-    return derived, letters
+        derived[conversation_id] = made.derived
+        known += [*before, *made.known]
+    return _Touched(derived, arrived.keys() - stored.keys(), known, letters)
+
+
+def _stored(tx: sa.Connection, conversation_ids: Collection[str], recent: Recent) -> dict[str, list[Known]]:
+    """What is stored of these conversations and may still be read; none of which nothing is stored."""
+    stored = store.event_ids_of(tx, conversation_ids)
+    event_ids = [event_id for ids in stored.values() for event_id in ids]
+    known = recent.among(event_ids)
+    raws = store.payloads_by_id(tx, [event_id for event_id in event_ids if event_id not in known])
+    written = {event_id: codec.read(raw) for event_id, raw in raws.items()}
+    keys = keyring.keys_of(tx, {one.key_id for one in (*known.values(), *written.values()) if one.key_id})
+    for event_id, one in written.items():
+        with suppress(KeyErased):
+            event = codec.opened(one, keys)
+            known[event_id] = Known(hear(event), one.key_id, len(raws[event_id]))
+    legible = {i for i, one in known.items() if one.key_id is None or keys[one.key_id] is not None}
+    return {c: [known[i] for i in ids if i in legible] for c, ids in stored.items()}
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """What was derived, and the new events that it was derived from."""
+
+    derived: Derived
+    known: list[Known]
+
+
+def _attempt(before: Sequence[Heard], entries: Iterable[Entry], retry_window_s: float) -> _Made | Exception:
+    try:
+        known = [Known(hear(entry.event), entry.key_id, len(entry.payload)) for entry in entries]
+        conversation = of_all_heard([*before, *(one.heard for one in known)])
+        return _Made(derived_from(conversation, retry_window_s=retry_window_s), known)
+    except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
+        return e
 
 
 def _one_by_one(
-    before: Sequence[Event], arrived: Iterable[tuple[Record, Event]], retry_window_s: float
-) -> tuple[Derived, list[DeadLetter]]:
+    before: Sequence[Heard], arrived: Iterable[tuple[Record, Entry]], retry_window_s: float
+) -> tuple[_Made, list[DeadLetter]]:
     """Find which of the new events it is that derivation fails on."""
-    good = list(before)
-    derived = derive(good, retry_window_s=retry_window_s)
+    good: list[Entry] = []
+    best = _Made(derived_from(of_all_heard(before), retry_window_s=retry_window_s), [])
     letters = []
-    for record, event in arrived:
-        made = _attempt([*good, event], retry_window_s)
-        if isinstance(made, Derived):
-            good.append(event)
-            derived = made
-        else:
+    for record, entry in arrived:
+        made = _attempt(before, [*good, entry], retry_window_s)
+        if isinstance(made, Exception):
             letters.append(_dead(record, made))
-    return derived, letters
-
-
-def _attempt(events: Sequence[Event], retry_window_s: float) -> Derived | Exception:
-    try:
-        return derive(events, retry_window_s=retry_window_s)
-    except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
-        return e
+        else:
+            good.append(entry)
+            best = made
+    return best, letters
 
 
 def _dead(record: Record, error: Exception) -> DeadLetter:
@@ -555,7 +626,6 @@ def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
             DEMONSTRATIONS.inc(number)
 
 
-def _observe_lag(begins: Offsets, ends: Mapping[tuple[str, int], int], records: Sequence[Record]) -> None:
-    folded = {**begins, **_after(records)}
+def _observe_lag(read_to: Mapping[Place, int], ends: Mapping[Place, int]) -> None:
     for topic in SOURCES:
-        LAG.labels(topic).set(sum(max(0, end - folded[t, p]) for (t, p), end in ends.items() if t == topic))
+        LAG.labels(topic).set(sum(max(0, end - read_to[t, p]) for (t, p), end in ends.items() if t == topic))
