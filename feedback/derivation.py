@@ -43,7 +43,9 @@ def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
 
 def derived_from(conversation: Conversation, *, retry_window_s: float) -> Derived:
     """As `derive`, for who has the conversation."""
-    signals = [*conversation.signals, *infer(conversation, retry_window_s=retry_window_s)]
+    alone = len(conversation.turns) < 2  # what the traffic shows is about a reply before it
+    inferred = [] if alone else infer(conversation, retry_window_s=retry_window_s)
+    signals = [*conversation.signals, *inferred]
     return Derived(
         grades=tuple(grade(conversation, signals)),
         pairs=tuple(pair(conversation, signals)),

@@ -17,6 +17,10 @@ MAX_ENTRY_BYTES = 16 << 20
 """Largest value that a log takes; the same everywhere, so that whatever is in one fits into the other."""
 
 
+MAX_READ_BYTES = 2 * MAX_ENTRY_BYTES
+"""What one read may hold in memory, however many entries it was asked for."""
+
+
 class Topic(StrEnum):
     TURNS = "turns"
     SIGNALS = "signals"
@@ -73,7 +77,10 @@ class EventLog(Protocol):
     def read(
         self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
     ) -> list[Record]:
-        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one."""
+        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one.
+
+        Fewer, but at least one, where they are large: not more than MAX_READ_BYTES and one entry.
+        """
         ...
 
     def end(self, topic: Topic, partition: int) -> int:

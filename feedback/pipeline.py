@@ -423,11 +423,12 @@ def _admit(
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
     keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
+    bounds = _Bounds(limits, now)
     entries: dict[str, tuple[Record, Entry]] = {}
     erased: Tally[Topic] = Tally()
     for record, written in read:
         try:
-            event = _proper(record, codec.opened(written, keys), limits, now)
+            event = _proper(record, codec.opened(written, keys), bounds)
         except KeyErased:
             erased[Topic(record.position.topic)] += 1
         except Exception as e:  # as above
@@ -442,16 +443,16 @@ def _check_size(record: Record, limits: Limits) -> None:
         raise LimitExceeded(f"{len(record.value)} bytes, [pipeline] max_event_bytes is {limits.max_bytes}")
 
 
-def _proper(record: Record, event: Event, limits: Limits, now: datetime) -> Event:
+def _proper(record: Record, event: Event, bounds: "_Bounds") -> Event:
     data = event.data
     _expect(data, record)
-    if "\0" in event.id + event.key:
+    if "\0" in event.id or "\0" in event.key:
         raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
-    if isinstance(data, TurnRecorded | SignalReceived) and event.key != data.conversation_id:
-        raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
     if isinstance(data, TurnRecorded | SignalReceived):
+        if event.key != data.conversation_id:
+            raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
         for name, at in _times(event.time, data):
-            _check_time(event.id, name, at, limits, now)
+            bounds.check(event.id, name, at)
     return event
 
 
@@ -463,28 +464,36 @@ def _expect(data: object, record: Record) -> None:
         )
 
 
-def _times(time: datetime, data: TurnRecorded | SignalReceived) -> Iterable[tuple[str, datetime]]:
+def _times(time: datetime, data: TurnRecorded | SignalReceived) -> tuple[tuple[str, datetime], ...]:
     """Every moment that derivation reads."""
-    yield "time", time
     if isinstance(data, SignalReceived):
-        yield "received_at", data.received_at
-    else:
-        yield "started_at", data.started_at
-        yield "the reply's end", data.started_at + timedelta(seconds=data.duration_s)
+        return ("time", time), ("received_at", data.received_at)
+    ended_at = data.started_at + timedelta(seconds=data.duration_s)
+    return ("time", time), ("started_at", data.started_at), ("the reply's end", ended_at)
 
 
-def _check_time(event_id: str, name: str, at: datetime, limits: Limits, now: datetime) -> None:
-    if at.tzinfo is None:
-        raise CodecError(f"{event_id!r}: {name} {at.isoformat()} has no time zone")
-    if at > now + timedelta(seconds=limits.max_ahead_s):
-        raise LimitExceeded(
-            f"{event_id!r}: {name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
-            f" ({limits.max_ahead_s:g}) after {now.isoformat(timespec='seconds')}"
-        )
-    if at < datetime.combine(limits.not_before, time_of_day.min, UTC):
-        raise LimitExceeded(
-            f"{event_id!r}: {name} {at.isoformat()} is before [pipeline] not_before ({limits.not_before})"
-        )
+class _Bounds:
+    """Between which moments an event may lie that is read now."""
+
+    def __init__(self, limits: Limits, now: datetime) -> None:
+        self._limits, self._now = limits, now
+        self._first = datetime.combine(limits.not_before, time_of_day.min, UTC)
+        self._last = now + timedelta(seconds=limits.max_ahead_s)
+
+    def check(self, event_id: str, name: str, at: datetime) -> None:
+        """Raises: CodecError, LimitExceeded."""
+        if at.tzinfo is None:
+            raise CodecError(f"{event_id!r}: {name} {at.isoformat()} has no time zone")
+        if at > self._last:
+            raise LimitExceeded(
+                f"{event_id!r}: {name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
+                f" ({self._limits.max_ahead_s:g}) after {self._now.isoformat(timespec='seconds')}"
+            )
+        if at < self._first:
+            raise LimitExceeded(
+                f"{event_id!r}: {name} {at.isoformat()} is before [pipeline] not_before"
+                f" ({self._limits.not_before})"
+            )
 
 
 class _Touched(msgspec.Struct, frozen=True):
