@@ -26,7 +26,7 @@ from kafka.errors import (
 )
 
 from feedback.errors import ConfigError, LogError, LogUnavailable
-from feedback.eventlog import MAX_ENTRY_BYTES, Place, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, MAX_READ_BYTES, Place, Position, Record, Topic
 
 _TOPIC_CONFIG = {
     "retention.ms": "-1",  # the log is the source of truth: replaying it from zero must give everything
@@ -37,7 +37,7 @@ _HEADERS = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
 _EVENT_ID = "ce_id"
 _NEVER_TAKEN = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError, UnicodeEncodeError)
 _FETCH_WAIT_MS = 100
-_READ_AHEAD = 1000
+_READ_AHEAD = 2000
 _RETRY_S = 0.2
 _SESSION_MS = 10_000
 """A worker that is silent for so long has died, and the others get its partitions."""
@@ -455,8 +455,13 @@ class _Reading:
         consumer = self._positioned(at, offset)
         ahead = self._ahead[at]
         if not ahead:
+            self._poll(consumer, 0)  # mostly it is here already, and the end need not be asked for
+        if not ahead:
             self._fill(consumer, at, deadline_s)
-        found = [ahead.popleft() for _ in range(min(limit, len(ahead)))]
+        found, size = [], 0
+        while ahead and len(found) < limit and size < MAX_READ_BYTES:
+            found.append(ahead.popleft())
+            size += len(found[-1].value or b"")
         if found:
             self._next[at] = found[-1].offset + 1
         consumer.resume(at)
@@ -492,11 +497,13 @@ class _Reading:
                 until_s = max(give_up_s, deadline_s)
                 if now_s >= until_s:
                     raise LogUnavailable(f"Kafka at {self._cluster.servers} did not give {at} in time")
-            polled = consumer.poll(timeout_ms=max(1, int((until_s - now_s) * 1000)))
-            for partition, records in polled.items():
-                self._ahead[partition].extend(records)
-                if len(self._ahead[partition]) >= _READ_AHEAD:
-                    consumer.pause(partition)
+            self._poll(consumer, max(1, int((until_s - now_s) * 1000)))
+
+    def _poll(self, consumer: KafkaConsumer, timeout_ms: int) -> None:
+        for partition, records in consumer.poll(timeout_ms=timeout_ms).items():
+            self._ahead[partition].extend(records)
+            if len(self._ahead[partition]) >= _READ_AHEAD:
+                consumer.pause(partition)
 
     @property
     def _timeout_ms(self) -> int:

@@ -62,6 +62,8 @@ SOURCES: dict[Topic, type] = {
     Topic.USERS: UserErased,
 }
 """What is read, and the one type of event that belongs there."""
+MAX_NAME_BYTES = 1000
+"""Longest event id, key or user: PostgreSQL's indexes take rows of 2704 bytes, of two names and a digest."""
 _STALL_S = 1.0
 _RECOUNTED_AFTER_S = 60.0
 _COUNTING_SHARE = 0.01
@@ -402,6 +404,8 @@ def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_
         try:
             told = codec.decode(record.value).data
             _expect(told, record)
+            if isinstance(told, UserErased):
+                _check_names(told.user, told.by, *told.keys)
         except Exception as e:  # the same rule as in _admit
             letters.append(_dead(record, e))
             continue
@@ -419,7 +423,9 @@ def _admit(
     for record in records:
         try:
             _check_size(record, limits)
-            read.append((record, codec.read(record.value)))
+            written = codec.read(record.value)
+            _check_names(written.key_id or "")
+            read.append((record, written))
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
     keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
@@ -446,9 +452,9 @@ def _check_size(record: Record, limits: Limits) -> None:
 def _proper(record: Record, event: Event, bounds: "_Bounds") -> Event:
     data = event.data
     _expect(data, record)
-    if "\0" in event.id or "\0" in event.key:
-        raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
+    _check_names(event.id, event.key)
     if isinstance(data, TurnRecorded | SignalReceived):
+        _check_names(data.user)
         if event.key != data.conversation_id:
             raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
         for name, at in _times(event.time, data):
@@ -462,6 +468,15 @@ def _expect(data: object, record: Record) -> None:
         raise CodecError(
             f"{record.event_id!r} is a {type(data).__name__}; {topic} takes {SOURCES[topic].__name__}"
         )
+
+
+def _check_names(*names: str) -> None:
+    """What becomes a key in the state must be one that every database takes, else it stalls them all."""
+    for name in names:
+        if "\0" in name:
+            raise CodecError(f"{name[:80]!r}: no database takes a NUL in a name")
+        if (size := len(name.encode())) > MAX_NAME_BYTES:
+            raise LimitExceeded(f"a name of {size} bytes, {name[:40]!r}…: at most {MAX_NAME_BYTES}")
 
 
 def _times(time: datetime, data: TurnRecorded | SignalReceived) -> tuple[tuple[str, datetime], ...]:

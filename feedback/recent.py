@@ -13,7 +13,7 @@ import msgspec
 
 from feedback.conversations import Heard
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 32 << 20
 """What the noted events took as they lay in the log; as objects they take about as much."""
 KEPT_FOR = timedelta(hours=1)
 

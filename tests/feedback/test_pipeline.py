@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -23,8 +24,9 @@ from feedback.config import Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import LogUnavailable, StateUnavailable
 from feedback.eventlog import Topic, Whole
-from feedback.events import AdapterTransitioned, adapter_event
+from feedback.events import AdapterTransitioned, UserErased, adapter_event, erased_event
 from feedback.pipeline import Folded
+from feedback.sealing import DataKey
 from feedback.store import DeadLetter
 from tests.feedback.builders import NOON, append, thumb, turn
 
@@ -142,6 +144,28 @@ def nul_in_a_name() -> bytes:
     return codec.encode(turn("r8", QUESTION, "Yes.", conversation="c\0"))
 
 
+@cache
+def nul_in_the_name_of_a_key() -> bytes:
+    """It is looked up before anything is opened."""
+    return codec.encode(turn("r8k", QUESTION, "Yes."), DataKey("k\0", b"k" * 32))
+
+
+def nul_in_a_user() -> bytes:
+    return codec.encode(turn("r8u", QUESTION, "Yes.", who="ann\0"))
+
+
+def long_name() -> bytes:
+    return codec.encode(turn("r8" * 501, QUESTION, "Yes."))
+
+
+def without_a_field() -> bytes:
+    return codec.encode(turn("r8", QUESTION, "Yes.")).replace(b'"adapter"', b'"adaptor"')
+
+
+def of_another_type() -> bytes:
+    return codec.encode(turn("r8", QUESTION, "Yes.")).replace(b'"propensity":1.0', b'"propensity":"all"')
+
+
 def endless() -> bytes:
     return codec.encode(turn("r7", QUESTION, "Yes.", duration_s=1e300))
 
@@ -185,6 +209,11 @@ def without_time_zone() -> bytes:
         (signal_in_the_wrong_topic, "is a SignalReceived; turns takes TurnRecorded"),
         (foreign_key, "has key 'another conversation' but belongs to 'c1'"),
         (nul_in_a_name, "no database takes a NUL in a name"),
+        (nul_in_the_name_of_a_key, "no database takes a NUL in a name"),
+        (nul_in_a_user, "'ann\\x00': no database takes a NUL in a name"),
+        (long_name, "LimitExceeded: a name of 1007 bytes, 'turn-r8r8"),
+        (without_a_field, "'turn-r8': Object missing required field `adapter`"),
+        (of_another_type, "Expected `float`, got `str` - at `$.propensity`"),
         (endless, "OverflowError"),
         (huge, "LimitExceeded: 10"),
         (bottomless, "CodecError: not a CloudEvents 1.0 JSON object (maximum recursion depth"),
@@ -383,6 +412,20 @@ def test_other_rules_derive_everything_anew(log, state):
     assert pipeline.rederive(state, retry_window_s=0.1) == 1
     with database.reading(state) as tx:
         assert [p.kind.value for p in store.derived_rows(tx, "pair")] == ["regeneration"]
+
+
+@pytest.mark.postgres
+def test_names_that_postgresql_cannot_take_stall_nobody(log, postgres_url):
+    """It refuses a NUL, and rows that its indexes cannot hold: the batch would fail for ever."""
+    erased = UserErased(user="u\0", keys=("k\0",), by="eve\0", at=NOON)
+    log.append(Topic.USERS, "u", "bad", codec.encode(erased_event(erased))).result(timeout=30)
+    longest = turn("r" * 995, QUESTION, "Yes.", conversation="c" * 1000, who="u" * 1000)
+    append(log, longest)
+    spoil(log, nul_in_a_name(), nul_in_the_name_of_a_key(), nul_in_a_user(), long_name())
+    shared = store.open_state(postgres_url)
+    assert step(log, shared).new == {Topic.TURNS: 1}
+    assert len(dead_letters(shared)) == 5
+    shared.dispose()
 
 
 @pytest.mark.postgres
