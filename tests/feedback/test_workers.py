@@ -17,6 +17,7 @@ from feedback.config import Pipeline
 from feedback.eventlog import Place, Position, Record, Topic, topic_of
 from feedback.events import Event, SignalKind
 from feedback.pipeline import Batch, Folded
+from feedback.recent import Recent
 from tests.feedback.builders import NOON, signal, thumb, turn, user
 
 CONFIG = Pipeline(batch_records=3, heldout_fraction=0.0, metrics_port=0)
@@ -92,13 +93,15 @@ class Killed(Exception):
 def work(shelf: Shelf, state: sa.Engine, schedule: Iterable[Step], shares: Sequence[Collection[int]]) -> None:
     """Let workers read and fold as scheduled. What one has read may be folded by another in between."""
     read: dict[int, Batch] = {}
+    remembered = [Recent() for _ in shares]
     for worker, what in schedule:
         if what == "read":
             read[worker] = pipeline.gather(shelf, state, CONFIG, shares[worker])
         elif what == "fold" and worker in read:
-            pipeline.fold(read.pop(worker), state, CONFIG, now=NOON)
+            pipeline.fold(read.pop(worker), state, CONFIG, now=NOON, recent=remembered[worker])
         elif what == "die" and worker in read:
             killed_at_the_end(read.pop(worker), state)
+            remembered[worker] = Recent()
 
 
 def killed_at_the_end(batch: Batch, state: sa.Engine) -> None:
