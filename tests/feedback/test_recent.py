@@ -1,4 +1,4 @@
-"""What a worker remembers of conversations: bounded in bytes and time, never missed, not believed too long."""
+"""What a worker remembers of conversations: bounded in bytes and time, and not believed too long."""
 
 from collections.abc import Iterator
 from contextlib import closing
