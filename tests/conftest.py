@@ -20,7 +20,7 @@ settings.register_profile("ratchet", deadline=None)
 settings.load_profile("ratchet")
 
 
-gc.disable()  # collecting imports every package: no garbage, and a tenth of its time went into looking for some
+gc.disable()  # collecting imports every package: no garbage, but a tenth of its time went into looking
 
 
 def pytest_collection_finish() -> None:
