@@ -6,6 +6,7 @@ Two implementations keep this contract and pass the same tests (`tests/feedback/
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -37,12 +38,20 @@ _TOPIC_OF = {
 }
 
 
+_TOPIC_OF_TYPE = {str(data.__struct_config__.tag): topic for data, topic in _TOPIC_OF.items()}
+
+
 def topic_of(event: Event) -> Topic:
     return _TOPIC_OF[type(event.data)]
 
 
 Place = tuple[Topic, int]
 """A topic's partition."""
+
+
+def topic_of_type(name: str) -> Topic:
+    """Of the event type `name`, as CloudEvents have it."""
+    return _TOPIC_OF_TYPE[name]
 
 
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -80,11 +89,19 @@ class EventLog(Protocol):
         """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one.
 
         Fewer, but at least one, where they are large: not more than MAX_READ_BYTES and one entry.
+        Reading from an expired offset on gives what follows the expired ones.
         """
         ...
 
     def end(self, topic: Topic, partition: int) -> int:
-        """The offset that the next entry will get."""
+        """The offset that the next entry will get; never less than it was, whatever expired."""
+        ...
+
+    def expire(self, topic: Topic, partition: int, *, before: datetime, below: int) -> int:
+        """Delete the first entries, up to the first appended at `before` or later, or with offset `below`.
+
+        Returns: the offset that the partition begins at now. Raises: LogUnavailable; run it again then.
+        """
         ...
 
     def ends(self, places: Collection[Place]) -> Mapping[Place, int]:

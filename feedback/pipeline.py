@@ -139,11 +139,18 @@ def run(
     *,
     share: Share,
     snapshots_dir: Path,
+    expire: Callable[[datetime], object] | None = None,
+    expire_every_s: float = 3600.0,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Fold this worker's share until `stop`. A log or state out of reach is waited for, never given up on."""
+    """Fold this worker's share until `stop`. A log or state out of reach is waited for, never given up on.
+
+    Of several workers one builds snapshots and lets things expire: who has the first partition.
+    Args: `expire`, called with the time at the start and every `expire_every_s` seconds from then on.
+    """
     newest: datetime | None = None
     snapshot_at = clock()
+    expire_at = clock()
     prepared = False
     mine, recent = _Mine(share), Recent()
     while not stop.is_set():
@@ -154,6 +161,9 @@ def run(
             if _snapshot_due(config, partitions, clock() - snapshot_at):
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
+            if expire is not None and clock() >= expire_at and 0 in partitions:
+                expire(clock())
+                expire_at = clock() + timedelta(seconds=expire_every_s)
         except (LogError, StateUnavailable) as e:
             STALLS.inc()
             _log.warning("pipeline_stalled", error=str(e))
@@ -384,7 +394,6 @@ def _recount(state: sa.Engine) -> None:
 
 
 def _snapshot_due(config: Pipeline, partitions: Collection[int], since: timedelta) -> bool:
-    """One worker of many builds them: who has the first partition."""
     return 0 < config.snapshot_every_s <= since.total_seconds() and 0 in partitions
 
 
