@@ -80,6 +80,7 @@ def _lineage_arguments(lineage: argparse.ArgumentParser) -> None:
 
 def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) -> int:
     from feedback import pipeline, store
+    from feedback.admission import SOURCES
     from feedback.logs import open_log
     from feedback.retention import tidy
     from ops.telemetry import configure_logging, serve_metrics
@@ -91,7 +92,7 @@ def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) ->
     with (
         store.opened(deployment.state) as state,
         closing(open_log(deployment)) as log,
-        closing(log.share(f"{deployment.kafka_prefix}.pipeline.{_name(state)}", pipeline.SOURCES)) as share,
+        closing(log.share(f"{deployment.kafka_prefix}.pipeline.{_name(state)}", SOURCES)) as share,
     ):
         pipeline.run(
             log,

@@ -11,8 +11,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -20,20 +19,19 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import codec, database, erasure, keyring, snapshots, store
+from feedback import admission, codec, database, erasure, keyring, snapshots, store
+from feedback.admission import SOURCES, Bounds, Limits
 from feedback.config import Pipeline
 from feedback.conversations import Heard, hear, of_all_heard
 from feedback.derivation import VERSION, Derived, derive, derived_from
 from feedback.errors import (
-    CodecError,
     KeyErased,
-    LimitExceeded,
     LogError,
     SnapshotError,
     StateUnavailable,
 )
-from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Place, Position, Record, Share, Topic
-from feedback.events import Event, SignalReceived, TurnRecorded, UserErased
+from feedback.eventlog import EventLog, Place, Position, Record, Share, Topic
+from feedback.events import Event, TurnRecorded
 from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
@@ -56,14 +54,6 @@ OVERTAKEN = Counter(
     "ratchet_feedback_overtaken_batches_total", "Batches dropped because another worker had folded them."
 )
 
-SOURCES: dict[Topic, type] = {
-    Topic.TURNS: TurnRecorded,
-    Topic.SIGNALS: SignalReceived,
-    Topic.USERS: UserErased,
-}
-"""What is read, and the one type of event that belongs there."""
-MAX_NAME_BYTES = 1000
-"""Longest event id, key or user: PostgreSQL's indexes take rows of 2704 bytes, of two names and a digest."""
 _STALL_S = 1.0
 _RECOUNTED_AFTER_S = 60.0
 _COUNTING_SHARE = 0.01
@@ -72,20 +62,6 @@ _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 
 _log = structlog.get_logger()
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event may be; one beyond them is poisonous, whatever it says."""
-
-    max_bytes: int = MAX_ENTRY_BYTES
-    not_before: date = date.min
-    max_ahead_s: float = 86_400.0
-
-    @classmethod
-    def of(cls, config: Pipeline) -> "Limits":
-        return cls(
-            max_bytes=config.max_event_bytes, not_before=config.not_before, max_ahead_s=config.max_ahead_s
-        )
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -411,14 +387,11 @@ def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_
     letters = []
     for record in records:
         try:
-            told = codec.decode(record.value).data
-            _expect(told, record)
-            if isinstance(told, UserErased):
-                _check_names(told.user, told.by, *told.keys)
+            told = admission.erasure_in(record, codec.decode(record.value))
         except Exception as e:  # the same rule as in _admit
             letters.append(_dead(record, e))
             continue
-        if isinstance(told, UserErased) and erasure.follow(tx, told, retry_window_s=retry_window_s):
+        if erasure.follow(tx, told, retry_window_s=retry_window_s):
             _log.warning("user_erased_elsewhere", user=told.user, finish="ratchet data erase --pseudonym")
     return letters
 
@@ -431,19 +404,20 @@ def _admit(
     letters = []
     for record in records:
         try:
-            _check_size(record, limits)
+            admission.check_size(record, limits)
             written = codec.read(record.value)
-            _check_names(written.key_id or "")
+            admission.check_written(written)
             read.append((record, written))
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
     keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
-    bounds = _Bounds(limits, now)
+    bounds = Bounds(limits, now)
     entries: dict[str, tuple[Record, Entry]] = {}
     erased: Tally[Topic] = Tally()
     for record, written in read:
         try:
-            event = _proper(record, codec.opened(written, keys), bounds)
+            event = codec.opened(written, keys)
+            admission.check_event(record, event, bounds)
         except KeyErased:
             erased[Topic(record.position.topic)] += 1
         except Exception as e:  # as above
@@ -451,73 +425,6 @@ def _admit(
         else:
             entries.setdefault(event.id, (record, Entry(event, record.value, written.key_id)))
     return entries, letters, erased
-
-
-def _check_size(record: Record, limits: Limits) -> None:
-    if len(record.value) > limits.max_bytes:
-        raise LimitExceeded(f"{len(record.value)} bytes, [pipeline] max_event_bytes is {limits.max_bytes}")
-
-
-def _proper(record: Record, event: Event, bounds: "_Bounds") -> Event:
-    data = event.data
-    _expect(data, record)
-    _check_names(event.id, event.key)
-    if isinstance(data, TurnRecorded | SignalReceived):
-        _check_names(data.user)
-        if event.key != data.conversation_id:
-            raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
-        for name, at in _times(event.time, data):
-            bounds.check(event.id, name, at)
-    return event
-
-
-def _expect(data: object, record: Record) -> None:
-    topic = Topic(record.position.topic)
-    if not isinstance(data, SOURCES[topic]):
-        raise CodecError(
-            f"{record.event_id!r} is a {type(data).__name__}; {topic} takes {SOURCES[topic].__name__}"
-        )
-
-
-def _check_names(*names: str) -> None:
-    """What becomes a key in the state must be one that every database takes, else it stalls them all."""
-    for name in names:
-        if "\0" in name:
-            raise CodecError(f"{name[:80]!r}: no database takes a NUL in a name")
-        if (size := len(name.encode())) > MAX_NAME_BYTES:
-            raise LimitExceeded(f"a name of {size} bytes, {name[:40]!r}…: at most {MAX_NAME_BYTES}")
-
-
-def _times(time: datetime, data: TurnRecorded | SignalReceived) -> tuple[tuple[str, datetime], ...]:
-    """Every moment that derivation reads."""
-    if isinstance(data, SignalReceived):
-        return ("time", time), ("received_at", data.received_at)
-    ended_at = data.started_at + timedelta(seconds=data.duration_s)
-    return ("time", time), ("started_at", data.started_at), ("the reply's end", ended_at)
-
-
-class _Bounds:
-    """Between which moments an event may lie that is read now."""
-
-    def __init__(self, limits: Limits, now: datetime) -> None:
-        self._limits, self._now = limits, now
-        self._first = datetime.combine(limits.not_before, time_of_day.min, UTC)
-        self._last = now + timedelta(seconds=limits.max_ahead_s)
-
-    def check(self, event_id: str, name: str, at: datetime) -> None:
-        """Raises: CodecError, LimitExceeded."""
-        if at.tzinfo is None:
-            raise CodecError(f"{event_id!r}: {name} {at.isoformat()} has no time zone")
-        if at > self._last:
-            raise LimitExceeded(
-                f"{event_id!r}: {name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
-                f" ({self._limits.max_ahead_s:g}) after {self._now.isoformat(timespec='seconds')}"
-            )
-        if at < self._first:
-            raise LimitExceeded(
-                f"{event_id!r}: {name} {at.isoformat()} is before [pipeline] not_before"
-                f" ({self._limits.not_before})"
-            )
 
 
 class _Touched(msgspec.Struct, frozen=True):
@@ -565,7 +472,7 @@ def _stored(tx: sa.Connection, conversation_ids: Collection[str], recent: Recent
         with suppress(KeyErased):
             event = codec.opened(one, keys)
             known[event_id] = Known(hear(event), one.key_id, len(raws[event_id]))
-    legible = {i for i, one in known.items() if one.key_id is None or keys[one.key_id] is not None}
+    legible = {i for i, one in known.items() if one.key_id is None or keys.get(one.key_id) is not None}
     return {c: [known[i] for i in ids if i in legible] for c, ids in stored.items()}
 
 

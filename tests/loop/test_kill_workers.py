@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from feedback import codec, database, pipeline, snapshots, store
+from feedback.admission import SOURCES
 from feedback.config import Deployment, Pipeline
 from feedback.eventlog import EventLog, topic_of
 from feedback.events import Event, SignalKind
@@ -152,7 +153,7 @@ def folded(state: sa.Engine) -> dict[tuple[str, int], int]:
 
 
 def ends(log: EventLog) -> dict[tuple[str, int], int]:
-    places = [(topic, p) for topic in pipeline.SOURCES for p in log.partitions(topic)]
+    places = [(topic, p) for topic in SOURCES for p in log.partitions(topic)]
     return {place: end for place, end in log.ends(places).items() if end}
 
 
