@@ -311,6 +311,8 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
     while True:
         with database.writing(state) as tx:
             store.hold(tx)
+            if store.derivation_rules(tx) == _rules(retry_window_s):  # another worker was first
+                return done
             ids = store.conversation_ids(tx, after, _REDERIVED_TOGETHER)
             if not ids:
                 store.save_derivation_rules(tx, _rules(retry_window_s))
@@ -324,7 +326,7 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
 
 
 def _prepare(state: sa.Engine, config: Pipeline) -> bool:
-    """Bring what was derived up to this release's rules, and the gauges up to the state."""
+    """Bring what was derived up to this release's rules."""
     with database.reading(state) as tx:
         rules = store.derivation_rules(tx)
     if rules != _rules(config.retry_window_s):
@@ -335,7 +337,7 @@ def _prepare(state: sa.Engine, config: Pipeline) -> bool:
 
 
 class _Mine:
-    """This worker's partitions, and what the gauges owe to the others' work."""
+    """The partitions that this worker had when it last looked, and when it counts the state's rows again."""
 
     def __init__(self, share: Share) -> None:
         self._share = share
@@ -354,7 +356,8 @@ class _Mine:
             self._count_at_s = begun_s + max(_RECOUNTED_AFTER_S, took_s / _COUNTING_SHARE)
         if changed:
             _log.info("partitions_changed", partitions=sorted(partitions))
-            REBALANCES.inc(self._partitions is not None)
+            if self._partitions is not None:
+                REBALANCES.inc()
             PARTITIONS.set(len(partitions))
             self._partitions = partitions
         return partitions
