@@ -24,7 +24,7 @@ class Topic(NamedTuple):
     """The assistant asks back; the user says no."""
 
 
-class Half(NamedTuple):
+class Material(NamedTuple):
     topics: tuple[Topic, ...]
     openings: tuple[str, ...]
     closings: tuple[str, ...]
@@ -62,7 +62,7 @@ class Half(NamedTuple):
     """What clients ask on their own at the end of a history."""
 
 
-DEVELOPMENT = Half(
+DEVELOPMENT = Material(
     topics=(
         Topic(
             (

@@ -3,9 +3,9 @@
 Add to it, but never look here, nor at what was missed, to make `feedback.implicit` better.
 """
 
-from tests.feedback.wordings import Half, Topic
+from tests.feedback.wordings import Material, Topic
 
-HELDOUT = Half(
+RELEASED = Material(
     topics=(
         Topic(
             (
