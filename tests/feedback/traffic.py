@@ -178,6 +178,8 @@ class Chat:
     unused: list[str] = field(default_factory=list)
     """Other wordings of the question just asked."""
     about: str = ""
+    meant: list[str] = field(default_factory=list)
+    """What was said, before slips of the keyboard."""
 
     def typed(self, text: str) -> str:
         return self.manners.types(self.rng, text)
@@ -305,6 +307,10 @@ class Chat:
             wrong = {SignalKind.CORRECTION, SignalKind.REPHRASE, SignalKind.THANKS} - {kind}
             self.record.trap(trap, self.shown, *sorted(wrong))
         self.reads()
+        self.says(text, wordings)
+
+    def says(self, text: str, wordings: Sequence[str]) -> None:
+        self.meant.append(text)
         self.ask(self.typed(text), wordings=wordings)
 
     def fill(self, template: str) -> str:
@@ -322,23 +328,30 @@ class Chat:
 
     def fresh(self, pool: Sequence[str]) -> str:
         """One that was not said yet in this chat: asked a second time, a question would be no new one."""
-        said = " ".join(m["content"] for m in self.history if m["role"] == "user").casefold()
-        left = [text for text in pool if text.casefold() not in said]
+        came_up = self.came_up()
+        left = [text for text in pool if text.casefold() not in came_up]
         return self.rng.choice(left or self.elsewhere().asked)
 
     def elsewhere(self) -> Topic:
         """A topic that this chat has not come to."""
-        said = " ".join(m["content"] for m in self.history if m["role"] == "user").casefold()
+        came_up = self.came_up()
         left = [
-            t for t in self.material.topics if not any(q.casefold() in said for q in (*t.asked, *t.following))
+            t
+            for t in self.material.topics
+            if not any(q.casefold() in came_up for q in (*t.asked, *t.following))
         ]
         return self.rng.choice([t for t in left if t is not self.topic])
+
+    def came_up(self) -> str:
+        return " ".join(
+            [*self.meant, *(m["content"] for m in self.history if m["role"] == "user")]
+        ).casefold()
 
     def said(self) -> str:
         return next(m["content"] for m in reversed(self.history) if m["role"] == "user")
 
     def start(self) -> None:
-        self.ask(self.typed(self.question()), wordings=self.topic.asked)
+        self.says(self.question(), self.topic.asked)
 
     def goes_on(self) -> None:
         self.react(
@@ -348,6 +361,8 @@ class Chat:
         )
 
     def asks_alike(self) -> None:
+        if self.topic.sibling in self.meant:
+            return self.goes_on()
         self.react(
             SignalKind.CONTINUATION,
             self.topic.sibling,

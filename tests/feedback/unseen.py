@@ -1,7 +1,7 @@
 """The held-out set: what its people say. The figures in docs/signals.md are measured on it.
 
 Written blind, by somebody who read neither `feedback.implicit` nor what it missed elsewhere. Add to it, but
-never look here, nor at what was missed, to make the rules better: a set that was looked at is a development set.
+never look here, nor at what was missed, to make the rules better: what was looked at is for development.
 What careful annotators would disagree about is left out, such as "shorter, please" (a wish or a complaint?).
 """
 
@@ -168,7 +168,7 @@ THANKS_BUT = (
     "Thanks for the effort, however this isn't what I need. I need {instead}.",
     "thank you but i was asking for {instead}",
     "Many thanks, only that it doesn't answer my question.",
-    "Ok thanks, but you got {instead} wrong.",
+    "Ok thanks, but there's a mistake in it.",
     "Thanks a lot, now everything is gone. Great advice.",
     "Oh wonderful, thanks, it's completely broken now.",
     "thanks, but did you even read my question?",
@@ -249,13 +249,13 @@ DECLINES = (
     "no need, I found one",
     "Not right now.",
     "No rush at all. {next}",
-    "No way, really? {next}",
+    "Not bad at all! {next}",
     "No offence taken. {next}",
     "nope, all clear",
     "No doubt about that. {next}",
     "not sure yet, I have to ask my wife",
     "No, I haven't tried that one before. {next}",
-    "Never mind, I can look up the rest myself.",
+    "not today, maybe next week",
     "no complaints here, {next}",
     "I don't need the long version of that, the overview was all I was after. {next}",
     "No clue why nobody tells you that at school. {next}",
@@ -274,7 +274,7 @@ QUOTES = (
     "How do I say 'you misunderstood me' politely in a business mail?",
     "What if it doesn't work the first time?",
     'The log line reads "invalid request: not what was expected". {next}',
-    "A colleague claims that this is nonsense. Is there a study on it?",
+    "What does 'that makes no sense' translate to in Italian?",
     'My dad always says "that can\'t be right" to everything, any funny comeback?',
     "someone on reddit said it's not true for older models. {next}",
     'Is "thanks but no thanks" rude?',
