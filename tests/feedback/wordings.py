@@ -1,7 +1,8 @@
-"""What the people and assistants of `traffic` say, in two halves that share no topic and no phrase.
+"""What the people and assistants of `traffic` say, in three sets that share no topic and no phrase.
 
-DEVELOPMENT is for looking at while `feedback.implicit` is worked on. `heldout.HELDOUT` is what the published
-figures are measured on: look at it only to add to it, never to see why something was missed.
+DEVELOPMENT and `released.RELEASED` are for looking at while `feedback.implicit` is worked on. `unseen.UNSEEN`
+is what the published figures are measured on: look at it only to add to it, never to see why something was
+missed.
 """
 
 from typing import NamedTuple
