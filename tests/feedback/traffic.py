@@ -250,7 +250,7 @@ class Chat:
     def text_of(self, response_id: str) -> str:
         return next(
             e.data.reply["content"]
-            for e in self.record.events
+            for e in reversed(self.record.events)
             if isinstance(e.data, TurnRecorded) and e.data.response_id == response_id
         )
 

@@ -99,7 +99,7 @@ REPHRASINGS = (
 )
 
 THANKS = (
-    "thanks :)",
+    "thanks for that :)",
     "Thank you kindly.",
     "thanx",
     "Thanks a million!",
@@ -158,6 +158,10 @@ THANKS_AND = (
     "thank you so much!! also {next}",
     "I appreciate the detail. {next}",
     "Awesome, many thanks. {next}",
+    "Thanks for being so thorough. {next}",
+    "That worked, thank you. {next}",
+    "thank you, next one: {next}",
+    "Very kind, thanks. {next}",
 )
 
 THANKS_BUT = (
