@@ -311,7 +311,7 @@ def sms_bot(rng: random.Random, material: Material) -> Client:
 
 
 def emacs(rng: random.Random, material: Material) -> Client:
-    """gptel turns replies into Org in an Org buffer, and the buffer, which one may edit, is the history."""
+    """gptel turns replies into Org (`gptel-org-convert-response`); its buffer, free to edit, is the history."""
     return Client(naming(rng), TIDIED, rewrite=org)
 
 
@@ -457,19 +457,21 @@ DEEDS = (
 
 
 def by_script(chat: Chat, **fields: object) -> None:
-    """Scripts give a name as user and send what they have as it is."""
-    chat.client = changed(verbatim(chat.rng, chat.material), names="user", **fields)
+    """Scripts send what they have as it is; some give a name as user."""
+    chat.client = changed(
+        verbatim(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing")), **fields
+    )
 
 
 def health_check(chat: Chat) -> None:
-    """A monitor asks the same each minute, as LiteLLM's health checks do: any answer is good enough."""
+    """A monitor asks the same every five minutes, as LiteLLM's health checks do: any answer is good enough."""
     by_script(chat, served=lambda text: "pong")
     for _ in range(chat.rng.randint(3, 6)):
         began = chat.clock
         chat.history = []
         chat.ask("Reply with the word pong.")
         chat.record.trap("the same request on a timer", chat.shown, SignalKind.REGENERATION)
-        chat.clock = began + 60.0
+        chat.clock = began + 300.0
 
 
 def votes(chat: Chat) -> None:
