@@ -311,7 +311,7 @@ def sms_bot(rng: random.Random, material: Material) -> Client:
 
 
 def emacs(rng: random.Random, material: Material) -> Client:
-    """gptel turns replies into Org (`gptel-org-convert-response`); its buffer, free to edit, is the history."""
+    """gptel turns replies into Org (`gptel-org-convert-response`); its buffer is the history."""
     return Client(naming(rng), TIDIED, rewrite=org)
 
 
@@ -458,13 +458,12 @@ DEEDS = (
 
 def by_script(chat: Chat, **fields: object) -> None:
     """Scripts send what they have as it is; some give a name as user."""
-    chat.client = changed(
-        verbatim(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing")), **fields
-    )
+    names = chat.rng.choice(("user", "nothing"))
+    chat.client = changed(verbatim(chat.rng, chat.material), names=names, **fields)
 
 
 def health_check(chat: Chat) -> None:
-    """A monitor asks the same every five minutes, as LiteLLM's health checks do: any answer is good enough."""
+    """A monitor asks the same every five minutes, as LiteLLM's health checks do: any answer will do."""
     by_script(chat, served=lambda text: "pong")
     for _ in range(chat.rng.randint(3, 6)):
         began = chat.clock
