@@ -17,6 +17,7 @@ CONFIGS = (
     ("engine", "ops/config.py", "Engine"),
     ("gateway", "serving/config.py", "Gateway"),
     ("pipeline", "feedback/config.py", "Pipeline"),
+    ("retention", "feedback/config.py", "Retention"),
     ("forward", "feedback/config.py", "Forward"),
     ("learner", "learner/config.py", "Learner"),
     ("rollout", "ops/config.py", "Rollout"),
