@@ -44,7 +44,7 @@ def test_what_is_inferred_is_what_people_did(counts, kind, goal):
     "kind",
     [
         missed(SignalKind.EDIT),
-        missed(SignalKind.REGENERATION),
+        SignalKind.REGENERATION,
         missed(SignalKind.REPHRASE),
         missed(SignalKind.CORRECTION),
     ],
