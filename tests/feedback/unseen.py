@@ -1,6 +1,6 @@
 """The held-out set: what its people say. The figures in docs/signals.md are measured on it.
 
-Written blind, by somebody who read neither `feedback.implicit` nor what it missed elsewhere. Add to it, but
+Written blind, by somebody who had read neither `feedback.implicit` nor its single misses. Add to it, but
 never look here, nor at what was missed, to make the rules better: what was looked at is for development.
 What careful annotators would disagree about is left out, such as "shorter, please" (a wish or a complaint?).
 """
