@@ -484,7 +484,8 @@ class _Reading:
             self._poll(consumer, 0)  # mostly it is here already, and the end need not be asked for
         if not ahead:
             self._fill(consumer, at, deadline_s)
-        found, size = [], 0
+        found: list[Any] = []
+        size = 0
         while ahead and len(found) < limit and size < MAX_READ_BYTES:
             found.append(ahead.popleft())
             size += len(found[-1].value or b"")

@@ -470,7 +470,8 @@ def _stored(tx: sa.Connection, conversation_ids: Collection[str], recent: Recent
     known = recent.among(event_ids)
     raws = store.payloads_by_id(tx, [event_id for event_id in event_ids if event_id not in known])
     written = {event_id: codec.read(raw) for event_id, raw in raws.items()}
-    keys = keyring.keys_of(tx, {one.key_id for one in (*known.values(), *written.values()) if one.key_id})
+    sealed = {one.key_id for one in known.values()} | {one.key_id for one in written.values()}
+    keys = keyring.keys_of(tx, {key_id for key_id in sealed if key_id})
     for event_id, one in written.items():
         with suppress(KeyErased):
             event = codec.opened(one, keys)
