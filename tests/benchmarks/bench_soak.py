@@ -60,6 +60,7 @@ class _Source:
         self._entries = stream.entries(EVENTS + 4 * CONFIG.batch_records, keys)
         self._ahead: dict[Topic, deque[Record]] = {topic: deque() for topic in Topic}
         self._ends = dict.fromkeys(Topic, 0)
+        self._read_to = dict.fromkeys(Topic, 0)
         self.folded = 0
         self.making_s = 0.0
         """CPU time that making the events took."""
@@ -69,7 +70,7 @@ class _Source:
 
     def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
         begun_s = time.process_time()
-        while len(self._ahead[Topic.TURNS]) < CONFIG.batch_records:
+        while self._ends[Topic.TURNS] - self._read_to[Topic.TURNS] < CONFIG.batch_records:
             topic, key, event_id, value = next(self._entries)
             self._ahead[topic].append(Record(Position(topic, 0, self._ends[topic]), key, value, event_id))
             self._ends[topic] += 1
@@ -80,7 +81,9 @@ class _Source:
         ahead = self._ahead[topic]
         while ahead and ahead[0].position.offset < offset:
             ahead.popleft()
-        return [ahead[n] for n in range(min(limit, len(ahead)))]
+        found = [ahead[n] for n in range(min(limit, len(ahead)))]
+        self._read_to[topic] = offset + len(found)
+        return found
 
 
 def _resident_bytes() -> int:
