@@ -22,7 +22,7 @@ from feedback.text import canonical, plain
 
 MAX_RIVALS_PER_PROMPT = 3
 """Pairs of replies to one prompt state that are worth a judge's time."""
-_PEOPLES = (SignalKind.COMPARISON, SignalKind.LABEL)
+_PEOPLES = (SignalKind.COMPARISON, SignalKind.LABEL, SignalKind.REVIEW)
 
 
 class Rivals(msgspec.Struct, frozen=True, kw_only=True):

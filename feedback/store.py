@@ -18,8 +18,9 @@ from feedback.comparisons import Comparison
 from feedback.derivation import Asked, Derived
 from feedback.events import Event, SignalKind
 from feedback.records import Demonstration, Grade, Pair
+from feedback.review import Item
 
-What = Literal["grade", "pair", "demonstration", "asked", "comparison"]
+What = Literal["grade", "pair", "demonstration", "asked", "comparison", "item"]
 Offsets = dict[tuple[str, int], int]
 """Next offset to read, by topic and partition."""
 Kinds = Counter[tuple[str, str]]
@@ -87,6 +88,7 @@ _DECODERS: dict[str, Any] = {
     "demonstration": msgspec.json.Decoder(Demonstration),
     "asked": msgspec.json.Decoder(Asked),
     "comparison": msgspec.json.Decoder(Comparison),
+    "item": msgspec.json.Decoder(Item),
 }
 
 
@@ -270,7 +272,7 @@ def count_derived(tx: sa.Connection) -> Kinds:
 
 
 def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
-    """Every grade, pair, demonstration, asked prompt or comparison, in no particular order."""
+    """Every grade, pair, demonstration, asked prompt, comparison or review item, in no particular order."""
     decode = _DECODERS[what].decode
     for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
         yield decode(payload)
@@ -369,6 +371,8 @@ def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any
         yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
     for compared in made.comparisons:
         yield row("comparison", compared.comparison_id, "", 0.0, compared)
+    for item in made.items:
+        yield row("item", item.item_id, item.stage, item.lot, item)
 
 
 def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:
