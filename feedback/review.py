@@ -35,7 +35,8 @@ MAX_REPLIES_PER_PROMPT = 8
 """Replies to one prompt state among which pairs are looked for."""
 MAX_PASSES = 3
 """After so many raters passed and none answered, an item is given up."""
-KNOWN, GIVEN_UP = "known", "given up"
+KNOWN, GIVEN_UP, UNASKED = "known", "given up", "0"
+"""Stages of an item; those between are the number of answers that count."""
 
 Ids = tuple[str, str]
 """Two response ids in order."""
@@ -85,7 +86,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stage(self) -> str:
-        """`known`, `given up`, or the number of answers that count: what the queue is read by."""
+        """What the queue is read by: KNOWN, GIVEN_UP, or the number of answers that count."""
         if self.known is not None:
             return KNOWN
         passes = sum(a.value is None for a in self.answers)

@@ -18,10 +18,12 @@ import openai
 import pytest
 import uvicorn
 
+from feedback.config import Review
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import SignalReceived, TurnRecorded
 from feedback.keyring import KeyRing
+from feedback.review_queue import ReviewQueue
 from ops.registry import Registry
 from ops.traffic import TrafficTable
 from serving.app import build
@@ -81,6 +83,7 @@ class Running:
     registry: Registry
     engine: ScriptedEngine
     http: httpx.Client
+    queue: ReviewQueue
 
     @property
     def auth(self) -> dict[str, str]:
@@ -138,7 +141,7 @@ Start = Callable[..., Running]
 
 @contextmanager
 def starting(engine: ScriptedEngine, engine_url: str, folder: Path) -> Iterator[Start]:
-    """A function that starts gateways; keywords are fields of `[gateway]`, or `log`, `replicas`, `table`."""
+    """A function that starts gateways; keywords are fields of `[gateway]`, or those of `begin`."""
     with ExitStack() as stack:
 
         def begin(
@@ -146,21 +149,24 @@ def starting(engine: ScriptedEngine, engine_url: str, folder: Path) -> Iterator[
             log: EmbeddedLog | None = None,
             replicas: dict[str, tuple[str, ...]] | None = None,
             table: TrafficTable | None = None,
+            review: Review = Review(),  # noqa: B008 (frozen)
             **config: Any,
         ) -> Running:
             url = f"sqlite:///{folder / 'state.db'}"
             registry, keys, ring = Registry(url), Keys(url), KeyRing(url)
+            queue = ReviewQueue(url, review)
             http = httpx.Client(timeout=10)
             log = log or EmbeddedLog(folder / "log.db")
-            for resource in (registry, keys, ring, log, http):
+            for resource in (registry, keys, ring, queue, log, http):
                 stack.callback(resource.close)
             registry.set_traffic(table or TrafficTable(revision=1, stable=STABLE), expected_revision=0, at=AT)
             for replica, adapters in (replicas or {engine_url: (STABLE, CANARY)}).items():
                 registry.report_replica(replica, dict.fromkeys(adapters, "probe"), AT)
             key = keys.create("acme", Role.CHAT, AT)
             gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, **config})
-            app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, secret=SECRET)
-            return Running(stack.enter_context(serving(app)), key, keys, ring, log, registry, engine, http)
+            app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, queue=queue, secret=SECRET)
+            running = stack.enter_context(serving(app))
+            return Running(running, key, keys, ring, log, registry, engine, http, queue)
 
         yield begin
 
