@@ -118,7 +118,7 @@ class Drawn(StrEnum):
     """Why the review queue asked this rater about these replies."""
 
     SAMPLED = "sampled"
-    """Nobody had been asked; drawn with `Review.propensity`."""
+    """Nobody had answered; drawn from all such pairs by priority sampling (`feedback.review`)."""
     SHARED = "shared"
     """Others had been asked before, and more raters were wanted."""
     CALIBRATION = "calibration"
@@ -131,8 +131,11 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
     side: Literal["left", "right"]
     """Where the reply of `response_id` stood; drawn for each rater, either side with probability 1/2."""
     drawn: Drawn
-    propensity: float
-    """sampled: probability with which this pair was drawn before the others that waited. Otherwise 1."""
+    size: float
+    """sampled: the pair's size in the drawing, 0..1. Otherwise 1."""
+    threshold: float
+    """sampled: the largest priority among the pairs not drawn; min(1, size / threshold) is the probability
+    with which this one was. Otherwise 0."""
     disagreement: float | None = None
     """How far the reward ensemble disagreed about the pair, 0..1; None when it had not scored it."""
     shown_at: datetime

@@ -1,9 +1,9 @@
 """The review queue: which pairs of replies people are asked about, in which order, and on which side. Pure.
 
-An item is two replies of one conversation to one prompt state. Items nobody was asked about yet are drawn by
-*priority sampling*: item i of size w_i has a lot u_i, uniform in (0, 1] and fixed by its id, and the largest
-w_i / u_i comes first. With τ the next largest, i was drawn with probability min(1, w_i / τ), and a mean over
-drawn items weighed by its inverse is unbiased, however many raters come and whenever they stop.
+An item is two replies of one conversation to one prompt state. Items nobody answered yet are drawn by *priority
+sampling*: item i of size w_i has a lot u_i, uniform in (0, 1] and fixed by its id, and the largest w_i / u_i
+comes first. With τ the largest of those not drawn, i was drawn with probability min(1, w_i / τ), and sums over
+drawn items weighed by its inverse are unbiased, however many raters come and whenever they stop.
 
     w = share + (1 - share) d        d in [0, 1]: how far the reward ensemble disagrees        share: `random`
 
@@ -12,9 +12,10 @@ Source: Duffield, Lund & Thorup 2007, doi:10.1145/1314690.1314696; disagreement 
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from hashlib import blake2b
 from itertools import chain, combinations, islice
-from math import fsum
+from math import fsum, inf
 
 import msgspec
 
@@ -52,9 +53,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     side: Side
     """Where `one` stood."""
     drawn: Drawn
-    propensity: float
-    disagreement: float | None
+    size: float
+    threshold: float
     reasons: tuple[str, ...] = ()
+    at: datetime
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +119,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     item: Item
     drawn: Drawn
-    propensity: float = 1.0
+    size: float = 1.0
+    threshold: float = 0.0
     disagreement: float | None = None
 
 
@@ -176,6 +179,26 @@ def sizes(disagreements: Sequence[float | None], random: float) -> list[float]:
     return [random + (1.0 - random) * (usual if d is None else d) for d in disagreements]
 
 
+def propensities(answered: Iterable[Item]) -> dict[str, float]:
+    """By item id, the probability with which an item has been drawn by now; without those that were not.
+
+        p_i = min(1, w_i / τ)        τ: the smallest threshold from i's own drawing on
+
+    since whatever is drawn later would have let i in as well.
+    """
+    draws = [
+        (min(sampled, key=lambda a: a.at), item.item_id)
+        for item in answered
+        if (sampled := [a for a in item.answers if a.drawn is Drawn.SAMPLED])
+    ]
+    found: dict[str, float] = {}
+    threshold = inf
+    for draw, name in sorted(draws, key=lambda d: d[0].at, reverse=True):
+        threshold = min(threshold, draw.threshold)
+        found[name] = min(1.0, draw.size / threshold) if threshold else 1.0
+    return found
+
+
 def side_of_one(item: Item, rater: str, secret: bytes) -> Side:
     """Drawn for each rater, and the same however often they reload."""
     return "left" if _uniform("side", item.item_id, rater, secret.hex()) <= 0.5 else "right"
@@ -201,8 +224,13 @@ def _sampled(rater: str, waiting: Sequence[Scored], random: float) -> Question |
     if not ranked:
         return None
     _, size, item, disagreement = ranked[0]
-    propensity = min(1.0, size / ranked[1][0]) if len(ranked) > 1 else 1.0
-    return Question(item=item, drawn=Drawn.SAMPLED, propensity=propensity, disagreement=disagreement)
+    return Question(
+        item=item,
+        drawn=Drawn.SAMPLED,
+        size=size,
+        threshold=ranked[1][0] if len(ranked) > 1 else 0.0,
+        disagreement=disagreement,
+    )
 
 
 def _said(signals: Iterable[Signal]) -> tuple[dict[Ids, list[Signal]], dict[Ids, float]]:
@@ -242,9 +270,10 @@ def _answer(signal: Signal, one: Turn, other: Turn) -> Answer:
         counts=value is not None and not hasty(signal, one, other),
         side=side,
         drawn=Drawn.SHARED if shown is None else shown.drawn,
-        propensity=1.0 if shown is None else shown.propensity,
-        disagreement=None if shown is None else shown.disagreement,
+        size=1.0 if shown is None else shown.size,
+        threshold=0.0 if shown is None else shown.threshold,
         reasons=signal.reasons,
+        at=signal.at,
     )
 
 

@@ -35,7 +35,7 @@ _REMEMBERED = 100
 """A rater's latest answers, which the pipeline may not have folded yet."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to GET /v1/review."""
 
     ticket: str | None = None
@@ -125,7 +125,8 @@ class Reviews:
             review=Review(
                 side=side,
                 drawn=asked.drawn,
-                propensity=asked.propensity,
+                size=asked.size,
+                threshold=asked.threshold,
                 disagreement=asked.disagreement,
                 shown_at=now,
             ),

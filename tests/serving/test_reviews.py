@@ -1,0 +1,328 @@
+"""GET and POST /v1/review: who may ask, what they are shown, and what becomes of an answer."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from feedback import database, erasure, pipeline, store
+from feedback.config import Pipeline, Review
+from feedback.events import Drawn, SignalKind, SignalReceived
+from feedback.privacy import pseudonym
+from feedback.review import Item
+from serving.auth import Role
+from tests.serving.conftest import AT, SECRET, Running, Start
+from tests.serving.scripted_engine import Script
+
+QUESTION = "Can I reset it?"
+YES, NO = "Yes, surely.", "No."
+READING_S = 0.35
+"""Three words at ten a second, and a little more."""
+
+
+@dataclass
+class Desk:
+    """A gateway with a pipeline behind it, and one rater's key."""
+
+    gateway: Running
+    state: sa.Engine
+    owner: str = ""
+    key: str = ""
+
+    def of(self, owner: str, role: Role = Role.REVIEWER) -> "Desk":
+        """The same desk with a key of that owner's, once the gateway knows it."""
+        made = replace(self, owner=owner, key=self.gateway.keys.create(owner, role, AT))
+        deadline = time.monotonic() + 5
+        while made.ask().status_code == 401:
+            assert time.monotonic() < deadline, "the gateway does not see the new key"
+            time.sleep(0.01)
+        return made
+
+    def fold(self) -> None:
+        while pipeline.step(self.gateway.log, self.state, Pipeline(), now=datetime.now(UTC)).records:
+            pass
+
+    def items(self) -> list[Item]:
+        self.fold()
+        with database.reading(self.state) as tx:
+            return list(store.derived_rows(tx, "item"))
+
+    def ask(self) -> httpx.Response:
+        return self.gateway.http.get(f"{self.gateway.url}/v1/review", headers=self.auth)
+
+    def question(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask().raise_for_status().json()
+        return found
+
+    def answer(self, ticket: Any, verdict: str | None, **more: Any) -> httpx.Response:
+        body = {"ticket": ticket, "verdict": verdict, **more}
+        return self.gateway.http.post(f"{self.gateway.url}/v1/review", json=body, headers=self.auth)
+
+    def reviews(self) -> list[SignalReceived]:
+        return [s for s in self.gateway.signals() if s.kind is SignalKind.REVIEW]
+
+    @property
+    def rater(self) -> str:
+        return pseudonym(SECRET, self.owner)
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@pytest.fixture
+def desk(start: Start, tmp_path: Path) -> Iterator[Desk]:
+    """Nothing to review yet. Two answers are wanted, and no question is a test."""
+    gateway = start(review=Review(raters_per_item=2, calibration_share=0.0))
+    with store.opened(f"sqlite:///{tmp_path / 'state.db'}") as state:
+        yield Desk(gateway, state).of("rae")
+
+
+def rivals(desk: Desk, conversation: str = "c-1", **more: Any) -> tuple[str, str]:
+    """Two replies to one prompt state, folded; their response ids."""
+    found = []
+    for reply in (YES, NO):
+        desk.gateway.engine.script = Script(pieces=(reply,))
+        asked = {"metadata": {"conversation_id": conversation}, "user": "ann", **more}
+        found.append(desk.gateway.ask(QUESTION, **asked).raise_for_status().json()["id"])
+    desk.fold()
+    return found[0], found[1]
+
+
+def side(question: dict[str, Any], reply: str) -> str:
+    return "left" if question["left"] == reply else "right"
+
+
+# --- who may
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_key_that_only_chats_may_not_review(desk: Desk, method: str) -> None:
+    """A reviewer reads what other people wrote."""
+    rivals(desk)
+    refused = desk.gateway.http.request(
+        method, f"{desk.gateway.url}/v1/review", headers=desk.gateway.auth, json={}
+    )
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_role")
+    assert QUESTION not in refused.text
+
+
+def test_nobody_may_without_a_key(desk: Desk) -> None:
+    assert replace(desk, key="rk-made-up").ask().status_code == 401
+
+
+def test_a_reviewer_may_not_label(desk: Desk) -> None:
+    """A label is certain for the aggregation: only operators give it."""
+    one, _ = rivals(desk)
+    body = {"response_id": one, "kind": "label", "value": 1}
+    refused = desk.gateway.http.post(f"{desk.gateway.url}/v1/feedback", json=body, headers=desk.auth)
+    assert refused.status_code == 403
+
+
+def test_feedback_takes_no_reviews(desk: Desk) -> None:
+    """Whoever could send one unasked would pick what to compare."""
+    one, other = rivals(desk)
+    refused = desk.gateway.post(
+        "/v1/feedback", {"response_id": one, "kind": "review", "value": 1, "other_response_id": other}
+    )
+    assert refused.status_code == 400 and "POST /v1/review" in refused.json()["error"]["message"]
+
+
+# --- what is asked
+
+
+def test_two_replies_to_one_question_are_shown_side_by_side(desk: Desk) -> None:
+    rivals(desk)
+    shown = desk.question()
+    assert {shown["left"], shown["right"]} == {YES, NO}
+    assert shown["prompt"] == [{"role": "user", "content": QUESTION}]
+    assert (shown["waiting"], shown["dimensions"]) == (1, ["helpful", "honest", "harmless"])
+
+
+def test_an_empty_queue_asks_nothing(desk: Desk) -> None:
+    assert desk.question()["ticket"] is None
+
+
+def test_reloading_shows_the_same_question_on_the_same_sides(desk: Desk) -> None:
+    """Else a rater could reload until the side suits them."""
+    rivals(desk)
+    first, again = desk.question(), desk.question()
+    assert (first["left"], first["right"]) == (again["left"], again["right"])
+
+
+def test_turns_withheld_from_learning_are_shown_to_nobody(desk: Desk) -> None:
+    rivals(desk, store=False)
+    assert desk.items() == [] and desk.question()["ticket"] is None
+
+
+def test_an_erased_user_is_shown_to_nobody_from_the_moment_the_keys_are_gone(desk: Desk) -> None:
+    """The queue's rows are still there until the erasure comes to them: the words must not be."""
+    rivals(desk)
+    assert desk.question()["ticket"]
+    erasure.shred(desk.state, pseudonym(SECRET, "acme", "ann"), "olga", AT)
+    with database.reading(desk.state) as tx:
+        assert len(list(store.derived_rows(tx, "item"))) == 1
+    after = desk.ask()
+    assert after.json()["ticket"] is None and YES not in after.text
+
+
+def test_nobody_reviews_replies_to_themselves(desk: Desk) -> None:
+    """Whoever asked is no blind rater."""
+    asking = desk.of("acme")
+    rivals(desk, user=None)
+    assert asking.question()["ticket"] is None
+    assert desk.question()["ticket"]
+
+
+# --- what becomes of an answer
+
+
+def test_an_answer_is_in_the_log_when_it_is_accepted(desk: Desk) -> None:
+    one, other = sorted(rivals(desk))
+    shown = desk.question()
+    accepted = desk.answer(shown["ticket"], side(shown, YES), dimensions={"honest": side(shown, NO)})
+    assert accepted.status_code == 200
+    (said,) = desk.reviews()
+    yes = next(t.response_id for t in desk.gateway.turns() if t.reply["content"] == YES)
+    assert (said.response_id, said.other_response_id, said.user) == (one, other, desk.rater)
+    assert said.value == (1.0 if yes == one else 0.0)
+    assert said.dimensions == {"honest": 1.0 - said.value}
+    assert said.review is not None
+    assert (said.review.drawn, said.review.size, said.review.threshold) == (Drawn.SAMPLED, 0.2, 0.0)
+    assert said.review.side == ("left" if (shown["left"] == YES) == (yes == one) else "right")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "more", "value", "reasons"),
+    [
+        ("tie", {}, 0.5, ()),
+        ("both_bad", {}, 0.5, ("both bad",)),
+        ("pass", {"reason": "cannot tell"}, None, ("cannot tell",)),
+        (None, {}, None, ()),
+    ],
+)
+def test_answers_that_prefer_neither(
+    desk: Desk, verdict: str | None, more: dict[str, Any], value: float | None, reasons: tuple[str, ...]
+) -> None:
+    rivals(desk)
+    assert desk.answer(desk.question()["ticket"], verdict, **more).status_code == 200
+    (said,) = desk.reviews()
+    assert (said.value, said.reasons) == (value, reasons)
+
+
+def test_the_same_answer_twice_is_one_and_another_under_its_revision_a_conflict(desk: Desk) -> None:
+    """A page that lost the connection sends again."""
+    rivals(desk)
+    ticket = desk.question()["ticket"]
+    assert [desk.answer(ticket, "left").status_code for _ in range(2)] == [200, 200]
+    assert desk.answer(ticket, "right").json()["error"]["code"] == "idempotency_conflict"
+    assert len(desk.reviews()) == 1
+
+
+def test_an_answer_taken_back_and_given_anew_counts_as_the_last(desk: Desk) -> None:
+    rivals(desk)
+    ticket = desk.question()["ticket"]
+    time.sleep(READING_S)
+    for revision, verdict in enumerate(("left", None, "left")):
+        assert desk.answer(ticket, verdict, revision=revision).status_code == 200
+    (item,) = desk.items()
+    assert [a.counts for a in item.answers] == [True]
+
+
+def test_nobody_is_asked_twice_also_before_the_pipeline_knows(desk: Desk) -> None:
+    rivals(desk)
+    desk.answer(desk.question()["ticket"], "left")
+    assert desk.question()["ticket"] is None
+    desk.fold()
+    assert desk.question()["ticket"] is None
+
+
+def test_what_one_rater_began_another_goes_on_with_until_enough_have_answered(desk: Desk) -> None:
+    rivals(desk)
+    raters = [desk, desk.of("rob"), desk.of("roy")]
+    for rater in raters[:2]:
+        ticket = rater.question()["ticket"]
+        time.sleep(READING_S)
+        assert rater.answer(ticket, "tie").status_code == 200
+        desk.fold()
+    assert raters[2].question()["ticket"] is None
+    assert [s.review.drawn for s in desk.reviews() if s.review] == [Drawn.SAMPLED, Drawn.SHARED]
+
+
+def test_an_answer_too_fast_to_have_been_read_is_kept_and_does_not_count(desk: Desk) -> None:
+    rivals(desk)
+    desk.answer(desk.question()["ticket"], "left")
+    (item,) = desk.items()
+    assert (len(item.answers), item.counted) == (1, 0)
+
+
+# --- what is refused
+
+
+def test_a_ticket_of_another_rater_is_refused(desk: Desk) -> None:
+    """Else one rater could answer for all of them, or choose among their questions."""
+    rivals(desk)
+    other = desk.of("rob")
+    refused = other.answer(desk.question()["ticket"], "left")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "ticket")
+    assert desk.reviews() == []
+
+
+def test_a_ticket_tells_nothing(desk: Desk) -> None:
+    """A rater who knew a test from work would answer the tests well."""
+    one, _ = rivals(desk)
+    ticket = bytes.fromhex(desk.question()["ticket"])
+    assert one.encode() not in ticket and b"sampled" not in ticket
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"ticket": "00ff"}, "ticket"),
+        ({"ticket": "no hex"}, "ticket"),
+        ({"verdict": "both"}, "verdict"),
+        ({"verdict": "pass"}, "reason"),
+        ({"verdict": "pass", "reason": "I think Ann lives in Bonn"}, "reason"),
+        ({"reason": "cannot tell"}, "reason"),
+        ({"dimensions": {"polite": "left"}}, "dimensions"),
+        ({"verdict": None, "dimensions": {"honest": "left"}}, "dimensions"),
+        ({"revision": -1}, "revision"),
+        ({"comment": "well"}, "comment"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_says_why(desk: Desk, change: dict[str, Any], param: str) -> None:
+    rivals(desk)
+    body = {"ticket": desk.question()["ticket"], "verdict": "left", **change}
+    refused = desk.gateway.http.post(f"{desk.gateway.url}/v1/review", json=body, headers=desk.auth)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert desk.reviews() == []
+
+
+def test_an_answer_without_a_verdict_is_refused(desk: Desk) -> None:
+    """Left out by mistake must not take anything back."""
+    rivals(desk)
+    body = {"ticket": desk.question()["ticket"]}
+    refused = desk.gateway.http.post(f"{desk.gateway.url}/v1/review", json=body, headers=desk.auth)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "verdict")
+
+
+# --- and whose it is
+
+
+def test_an_erased_raters_answers_are_gone(desk: Desk) -> None:
+    rivals(desk)
+    ticket = desk.question()["ticket"]
+    time.sleep(READING_S)
+    desk.answer(ticket, "left")
+    assert [a.rater for i in desk.items() for a in i.answers] == [desk.rater]
+    erasure.shred(desk.state, desk.rater, "olga", AT)
+    with database.reading(desk.state) as tx:
+        found = erasure.belongings(tx, desk.rater)
+    erasure.forget(desk.state, found, retry_window_s=2.0)
+    assert [i.answers for i in desk.items()] == [()]
