@@ -30,7 +30,7 @@ _SEED = 20
 _CLASSES = (0.0, 0.5, 1.0)
 _PRIOR = 4.0 * np.array([[0.75, 0.15, 0.10], [0.20, 0.60, 0.20], [0.10, 0.15, 0.75]])
 """A rater's answers (columns) to each truth (rows), as if so many had been seen before the first."""
-_ROUNDS = 200
+ROUNDS = 200
 _TOLERANCE = 1e-6
 _DIGITS = 6
 
@@ -129,7 +129,9 @@ def _alpha(count_PC: Floats, times_DP: Floats) -> Floats:
         return 1.0 - (n_D - 1.0) * (times_DP @ per_item_P) / expected_D
 
 
-def dawid_skene(labels: Iterable[Label], known: Mapping[str, float] | None = None) -> Settled:
+def dawid_skene(
+    labels: Iterable[Label], known: Mapping[str, float] | None = None, rounds: int = ROUNDS
+) -> Settled:
     """Each item's truth and each rater's habits, by EM.
 
         E: P(truth_i = t) ∝ p_t Π_r pi_r[t, said_ir]
@@ -149,7 +151,7 @@ def dawid_skene(labels: Iterable[Label], known: Mapping[str, float] | None = Non
     posterior_IC = np.zeros((len(items), 3))
     np.add.at(posterior_IC, (item_L, said_L), 1.0)
     posterior_IC = _clamped(posterior_IC, fixed)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         habit_RCC = _habits(posterior_IC, item_L, rater_L, said_L, len(raters))
         share_C = posterior_IC.sum(axis=0) + 1.0
         log_IC = np.tile(np.log(share_C + share_C[::-1]), (len(items), 1))

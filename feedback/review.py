@@ -1,9 +1,9 @@
 """The review queue: which pairs of replies people are asked about, in which order, and on which side. Pure.
 
-An item is two replies of one conversation to one prompt state. Items nobody answered yet are drawn by *priority
-sampling*: item i of size w_i has a lot u_i, uniform in (0, 1] and fixed by its id, and the largest w_i / u_i
-comes first. With τ the largest of those not drawn, i was drawn with probability min(1, w_i / τ), and sums over
-drawn items weighed by its inverse are unbiased, however many raters come and whenever they stop.
+An item is two replies of one conversation to one prompt state. Those that nobody answered yet are drawn by
+*priority sampling*: item i of size w_i has a lot u_i, uniform in (0, 1] and fixed by its id, and the largest
+w_i / u_i comes first. With τ the largest of the others, i was drawn with probability min(1, w_i / τ), and
+sums over what was drawn, weighed by its inverse, are unbiased, whenever the raters stop.
 
     w = share + (1 - share) d        d in [0, 1]: how far the reward ensemble disagrees        share: `random`
 
