@@ -1,98 +1,18 @@
 """GET and POST /v1/review: who may ask, what they are shown, and what becomes of an answer."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
-import sqlalchemy as sa
 
-from feedback import database, erasure, pipeline, store
-from feedback.config import Pipeline, Review
-from feedback.events import Drawn, SignalKind, SignalReceived
+from feedback import database, erasure, store
+from feedback.events import Drawn
 from feedback.privacy import pseudonym
-from feedback.review import Item
-from serving.auth import Role
-from tests.serving.conftest import AT, SECRET, Running, Start
-from tests.serving.scripted_engine import Script
+from tests.serving.conftest import AT, NO, QUESTION, SECRET, YES, Desk, rivals
 
-QUESTION = "Can I reset it?"
-YES, NO = "Yes, surely.", "No."
 READING_S = 0.35
 """Three words at ten a second, and a little more."""
-
-
-@dataclass
-class Desk:
-    """A gateway with a pipeline behind it, and one rater's key."""
-
-    gateway: Running
-    state: sa.Engine
-    owner: str = ""
-    key: str = ""
-
-    def of(self, owner: str, role: Role = Role.REVIEWER) -> "Desk":
-        """The same desk with a key of that owner's, once the gateway knows it."""
-        made = replace(self, owner=owner, key=self.gateway.keys.create(owner, role, AT))
-        deadline = time.monotonic() + 5
-        while made.ask().status_code == 401:
-            assert time.monotonic() < deadline, "the gateway does not see the new key"
-            time.sleep(0.01)
-        return made
-
-    def fold(self) -> None:
-        while pipeline.step(self.gateway.log, self.state, Pipeline(), now=datetime.now(UTC)).records:
-            pass
-
-    def items(self) -> list[Item]:
-        self.fold()
-        with database.reading(self.state) as tx:
-            return list(store.derived_rows(tx, "item"))
-
-    def ask(self) -> httpx.Response:
-        return self.gateway.http.get(f"{self.gateway.url}/v1/review", headers=self.auth)
-
-    def question(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask().raise_for_status().json()
-        return found
-
-    def answer(self, ticket: Any, verdict: str | None, **more: Any) -> httpx.Response:
-        body = {"ticket": ticket, "verdict": verdict, **more}
-        return self.gateway.http.post(f"{self.gateway.url}/v1/review", json=body, headers=self.auth)
-
-    def reviews(self) -> list[SignalReceived]:
-        return [s for s in self.gateway.signals() if s.kind is SignalKind.REVIEW]
-
-    @property
-    def rater(self) -> str:
-        return pseudonym(SECRET, self.owner)
-
-    @property
-    def auth(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
-
-
-@pytest.fixture
-def desk(start: Start, tmp_path: Path) -> Iterator[Desk]:
-    """Nothing to review yet. Two answers are wanted, and no question is a test."""
-    gateway = start(review=Review(raters_per_item=2, calibration_share=0.0))
-    with store.opened(f"sqlite:///{tmp_path / 'state.db'}") as state:
-        yield Desk(gateway, state).of("rae")
-
-
-def rivals(desk: Desk, conversation: str = "c-1", **more: Any) -> tuple[str, str]:
-    """Two replies to one prompt state, folded; their response ids."""
-    found = []
-    for reply in (YES, NO):
-        desk.gateway.engine.script = Script(pieces=(reply,))
-        asked = {"metadata": {"conversation_id": conversation}, "user": "ann", **more}
-        found.append(desk.gateway.ask(QUESTION, **asked).raise_for_status().json()["id"])
-    desk.fold()
-    return found[0], found[1]
 
 
 def side(question: dict[str, Any], reply: str) -> str:
