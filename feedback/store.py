@@ -278,11 +278,19 @@ def count_derived(tx: sa.Connection) -> Kinds:
     return _count(tx, sa.true())
 
 
-def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
-    """Every grade, pair, demonstration, asked prompt, comparison or review item, in no particular order."""
+def derived_rows(tx: sa.Connection, what: What, kind: SignalKind | None = None) -> Iterator[Any]:
+    """Every grade, pair, demonstration, asked prompt, comparison or review item, in no particular order.
+
+    Args: kind, of grades and pairs: those of this kind alone.
+    """
     decode = _DECODERS[what].decode
-    for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
+    among = derived.c.what == what if kind is None else _of_kind(what, kind)
+    for (payload,) in tx.execute(sa.select(derived.c.payload).where(among)):
         yield decode(payload)
+
+
+def _of_kind(what: What, kind: SignalKind) -> sa.ColumnElement[bool]:
+    return sa.and_(derived.c.what == what, derived.c.kind == kind.value)
 
 
 def items(tx: sa.Connection, stages: Iterable[str], limit: int) -> list[tuple[str, Item]]:

@@ -134,7 +134,7 @@ def test_pictures_for_the_guide(desk: Desk, browser: Browser) -> None:
     views: dict[str, dict[str, object]] = {
         "review": {"viewport": {"width": 1000, "height": 640}},
         "review-dark": {"viewport": {"width": 1000, "height": 640}, "color_scheme": "dark"},
-        "review-phone": {"viewport": {"width": 390, "height": 800}},
+        "review-phone": {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True},
     }
     for name, view in views.items():
         with opened(browser, desk.page, device_scale_factor=1.5, **view) as page:
