@@ -129,15 +129,15 @@ def run(
             if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
+            reviewed = reviewed or ("pair", SignalKind.REVIEW.value) in folded.change
+            if reviewed and (clock() - measured_at).total_seconds() >= _MEASURED_EVERY_S:
+                _measure_agreement(state)
+                reviewed, measured_at = False, clock()
         except (LogError, StateUnavailable) as e:
             STALLS.inc()
             _log.warning("pipeline_stalled", error=str(e))
             stop.wait(_STALL_S)
             continue
-        reviewed = reviewed or ("pair", SignalKind.REVIEW.value) in folded.change
-        if reviewed and (clock() - measured_at).total_seconds() >= _MEASURED_EVERY_S:
-            _measure_agreement(state)
-            reviewed, measured_at = False, clock()
         newest = max(filter(None, (newest, folded.newest)), default=None)
         LAST_EVENT.set((clock() - newest).total_seconds() if newest else 0.0)
         if not folded.records:

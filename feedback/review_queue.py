@@ -59,8 +59,8 @@ class ReviewQueue:
         with database.reading(self._state) as tx:
             while found := self._choose(tx, rater, passed_over):
                 conversation_id, question = found
-                if shown := _opened(tx, conversation_id, question):
-                    return shown
+                if replies := _opened(tx, conversation_id, question.item):
+                    return Shown(question, conversation_id, *replies)
                 passed_over.add(question.item.item_id)
         return None
 
@@ -103,11 +103,24 @@ def lengths(tx: sa.Connection, wanted: int) -> Lengths:
     )
 
 
-def _opened(tx: sa.Connection, conversation_id: str, question: Question) -> Shown | None:
+def unanswered(state: sa.Engine) -> list[tuple[str, Turn, Turn]]:
+    """Item id and replies of the waiting items among which the next ones are chosen.
+
+    Raises: StateUnavailable.
+    """
+    with database.reading(state) as tx:
+        return [
+            (item.item_id, *replies)
+            for conversation_id, item in store.items(tx, [UNASKED], LOOKED_AT)
+            if (replies := _opened(tx, conversation_id, item))
+        ]
+
+
+def _opened(tx: sa.Connection, conversation_id: str, item: Item) -> tuple[Turn, Turn] | None:
     """None when one of the two replies may not be shown any more."""
     stored = store.payloads_of(tx, [conversation_id])
     conversation = fold(keyring.opened(tx, stored.get(conversation_id, ())))
-    one, other = (conversation.turn(i) for i in (question.item.one, question.item.other))
+    one, other = conversation.turn(item.one), conversation.turn(item.other)
     if one is None or other is None or not comparable(one, other):
         return None
-    return Shown(question, conversation_id, one, other)
+    return one, other

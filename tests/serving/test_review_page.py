@@ -147,7 +147,7 @@ def test_pictures_for_the_guide(desk: Desk, browser: Browser) -> None:
 PICTURED = "My parcel says delivered, but it is not here. What can I do?"
 REPLIES = (
     "I am sorry about that. Please look round the door and ask your neighbours first: about half of such "
-    "parcels turn up within a day.\n\nIf it has not by tomorrow, reply with your order number and I will open a "
-    "search with the carrier. You get a new one or your money back within five days.",
+    "parcels turn up within a day.\n\nIf it has not by tomorrow, reply with your order number and I will "
+    "open a search with the carrier. You get a new one or your money back within five days.",
     "Parcels marked as delivered are always delivered. You should ask your neighbours.",
 )
