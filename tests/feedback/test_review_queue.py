@@ -263,7 +263,7 @@ def report(url: str, state: sa.Engine, folder: Path) -> review_report.Status:
 
 
 def test_status_by_hand(url, state, tmp_path):
-    """Left: rae's 1 from the left; rob's from the right; roy's 0 from the left: 1 of 3. Ties: none of a, b whole;
+    """Left: rae's 1 is; rob's 1, from the right, and roy's 0 are not: 1 of 3. Ties: none of a, all of b;
     a was drawn with 0.25 and b surely, so of all pairs it is 1 / (4 + 1). Both bad: half of b."""
     found = report(url, state, tmp_path)
     assert (found.waiting, found.begun, found.done, found.given_up) == (0, 0, 2, 0)
