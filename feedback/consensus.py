@@ -84,7 +84,7 @@ class Settled(NamedTuple):
 
 
 def alpha(labels: Iterable[Label], dimension: str = OVERALL) -> Agreement:
-    """Krippendorff's alpha with the interval metric, so that a tie is half of a contradiction.
+    """Krippendorff's alpha, interval metric: a tie and a preference are a quarter of a contradiction.
 
         alpha = 1 - D_o / D_e
         D_o = 1/n Σ_u 1/(m_u - 1) Σ_{i≠j in u} (v_i - v_j)²        D_e = 1/(n (n - 1)) Σ_{i≠j} (v_i - v_j)²
@@ -93,24 +93,20 @@ def alpha(labels: Iterable[Label], dimension: str = OVERALL) -> Agreement:
     items. Source: Krippendorff, Computing Krippendorff's alpha-reliability, 2011.
     """
     by_item: dict[str, list[int]] = defaultdict(list)
-    for label in sorted(labels):
+    for label in labels:
         by_item[label.item].append(_class(label.value))
-    answers = sum(map(len, by_item.values()))
-    patterns = Counter(
-        tuple(classes.count(c) for c in range(3)) for classes in by_item.values() if len(classes) > 1
-    )
-    items = patterns.total()
-    count_PC = np.array(sorted(patterns), dtype=float).reshape(-1, 3)
-    times_P = np.array([patterns[pattern] for pattern in sorted(patterns)], dtype=float)
-    found = _alpha(count_PC, times_P[None])[0]
+    patterns = sorted(Counter(_pattern(said) for said in by_item.values() if len(said) > 1).items())
+    count_PC = np.array([pattern for pattern, _ in patterns], dtype=float).reshape(-1, 3)
+    times_P = np.array([times for _, times in patterns], dtype=float)
+    items, answers = int(times_P.sum()), sum(map(len, by_item.values()))
+    found = float(_alpha(count_PC, times_P[None])[0])
     if np.isnan(found):
         return Agreement(dimension=dimension, alpha=None, items=items, answers=answers)
     drawn_DP = np.random.default_rng(_SEED).multinomial(items, times_P / items, size=DRAWS)
-    drawn_D = _alpha(count_PC, drawn_DP.astype(float))
-    low, high = np.quantile(drawn_D[~np.isnan(drawn_D)], [0.025, 0.975])
+    low, high = np.nanquantile(_alpha(count_PC, drawn_DP.astype(float)), [0.025, 0.975])
     return Agreement(
         dimension=dimension,
-        alpha=round(float(found), _DIGITS),
+        alpha=round(found, _DIGITS),
         low=round(float(low), _DIGITS),
         high=round(float(high), _DIGITS),
         items=items,
@@ -118,21 +114,44 @@ def alpha(labels: Iterable[Label], dimension: str = OVERALL) -> Agreement:
     )
 
 
+def _pattern(said: Sequence[int]) -> tuple[int, ...]:
+    """How many raters gave each answer: all that alpha asks of an item."""
+    return tuple(said.count(answer) for answer in range(len(_CLASSES)))
+
+
 def _alpha(count_PC: Floats, times_DP: Floats) -> Floats:
     """alpha_D of samples that hold times_DP items of each pattern of answers; NaN where nothing differs."""
-    apart_CC = (np.subtract.outer(_CLASSES, _CLASSES)) ** 2
+    apart_CC = np.subtract.outer(_CLASSES, _CLASSES) ** 2
     per_item_P = np.einsum("pc,cd,pd->p", count_PC, apart_CC, count_PC) / (count_PC.sum(axis=1) - 1.0)
     total_DC = times_DP @ count_PC
-    n_D = total_DC.sum(axis=1)
     expected_D = np.einsum("bc,cd,bd->b", total_DC, apart_CC, total_DC)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1.0 - (n_D - 1.0) * (times_DP @ per_item_P) / expected_D
+        alpha_D: Floats = 1.0 - (total_DC.sum(axis=1) - 1.0) * (times_DP @ per_item_P) / expected_D
+    return alpha_D
+
+
+class _Answers(NamedTuple):
+    """Labels as indices."""
+
+    items: list[str]
+    raters: list[str]
+    item_L: Indices
+    rater_L: Indices
+    said_L: Indices
+
+    @classmethod
+    def of(cls, labels: Iterable[Label]) -> "_Answers":
+        given = sorted(labels)
+        items, item_L = np.unique([label.item for label in given], return_inverse=True)
+        raters, rater_L = np.unique([label.rater for label in given], return_inverse=True)
+        said_L = np.array([_class(label.value) for label in given], dtype=np.int64)
+        return cls(items.tolist(), raters.tolist(), item_L, rater_L, said_L)
 
 
 def dawid_skene(
     labels: Iterable[Label], known: Mapping[str, float] | None = None, rounds: int = ROUNDS
 ) -> Settled:
-    """Each item's truth and each rater's habits, by EM.
+    """Each item's truth and each rater's habits, by EM from the majority's word.
 
         E: P(truth_i = t) ∝ p_t Π_r pi_r[t, said_ir]
         M: pi_r[t, s] ∝ prior[t, s] + Σ_i P(truth_i = t) [said_ir = s]
@@ -141,55 +160,58 @@ def dawid_skene(
     the order of two ids means nothing. Args: known, answers that are certain, by item.
     Source: Dawid & Skene 1979, doi:10.2307/2346806.
     """
-    given = sorted(labels)
-    if not given:
-        return Settled({}, ())
-    items, item_L = np.unique([label.item for label in given], return_inverse=True)
-    raters, rater_L = np.unique([label.rater for label in given], return_inverse=True)
-    said_L = np.array([_class(label.value) for label in given])
-    fixed = {n: _class(known[i]) for n, i in enumerate(items) if known and i in known}
-    posterior_IC = np.zeros((len(items), 3))
-    np.add.at(posterior_IC, (item_L, said_L), 1.0)
-    posterior_IC = _clamped(posterior_IC, fixed)
+    said = _Answers.of(labels)
+    fixed = {n: _class(known[item]) for n, item in enumerate(said.items) if known and item in known}
+    votes_IC = np.zeros((len(said.items), len(_CLASSES)))
+    np.add.at(votes_IC, (said.item_L, said.said_L), 1.0)
+    posterior_IC = _clamped(votes_IC, fixed)
     for _ in range(rounds):
-        habit_RCC = _habits(posterior_IC, item_L, rater_L, said_L, len(raters))
-        share_C = posterior_IC.sum(axis=0) + 1.0
-        log_IC = np.tile(np.log(share_C + share_C[::-1]), (len(items), 1))
-        np.add.at(log_IC, item_L, np.log(habit_RCC[rater_L, :, said_L]))
-        before = posterior_IC
-        posterior_IC = _clamped(np.exp(log_IC - log_IC.max(axis=1, keepdims=True)), fixed)
-        if np.abs(posterior_IC - before).max() < _TOLERANCE:
+        before_IC = posterior_IC
+        posterior_IC = _clamped(_truths(said, _habits(said, before_IC), before_IC), fixed)
+        if np.allclose(posterior_IC, before_IC, rtol=0.0, atol=_TOLERANCE):
             break
-    habit_RCC = _habits(posterior_IC, item_L, rater_L, said_L, len(raters))
+    habit_RCC = _habits(said, posterior_IC)
+    answers_R = np.bincount(said.rater_L, minlength=len(said.raters))
     return Settled(
-        {str(item): row for item, row in zip(items, posterior_IC, strict=True)},
-        tuple(
-            Reliability(
-                rater=str(rater),
-                answers=int((rater_L == n).sum()),
-                right=round(float(habit_RCC[n, 2, 2]), _DIGITS),
-                opposite=round(float(habit_RCC[n, 2, 0]), _DIGITS),
-                split=round(float(habit_RCC[n, 1, 0] + habit_RCC[n, 1, 2]), _DIGITS),
-            )
-            for n, rater in enumerate(raters)
-        ),
+        dict(zip(said.items, posterior_IC, strict=True)),
+        tuple(_reliability(r, int(answers_R[n]), habit_RCC[n]) for n, r in enumerate(said.raters)),
     )
 
 
-def _habits(posterior_IC: Floats, item_L: Indices, rater_L: Indices, said_L: Indices, raters: int) -> Floats:
-    """pi_RCC: rows truth, columns answer; the same when 0 and 1 change places."""
-    seen_RCC = np.zeros((raters, 3, 3))
-    np.add.at(seen_RCC.transpose(0, 2, 1), (rater_L, said_L), posterior_IC[item_L])
+def _truths(said: _Answers, habit_RCC: Floats, posterior_IC: Floats) -> Floats:
+    """The E step, up to a factor for each item. Both preferences are as likely, and one item is added to each
+    class."""
+    share_C = posterior_IC.sum(axis=0) + 1.0
+    log_IC = np.tile(np.log(share_C + share_C[::-1]), (len(said.items), 1))
+    np.add.at(log_IC, said.item_L, np.log(habit_RCC[said.rater_L, :, said.said_L]))
+    weight_IC: Floats = np.exp(log_IC - log_IC.max(axis=1, keepdims=True, initial=-np.inf))
+    return weight_IC
+
+
+def _habits(said: _Answers, posterior_IC: Floats) -> Floats:
+    """The M step: pi_RCC, rows truth, columns answer; the same when 0 and 1 change places."""
+    seen_RCC = np.zeros((len(said.raters), len(_CLASSES), len(_CLASSES)))
+    np.add.at(seen_RCC.transpose(0, 2, 1), (said.rater_L, said.said_L), posterior_IC[said.item_L])
     seen_RCC = seen_RCC + seen_RCC[:, ::-1, ::-1] + 2.0 * _PRIOR
-    habits: Floats = seen_RCC / seen_RCC.sum(axis=2, keepdims=True)
-    return habits
+    habit_RCC: Floats = seen_RCC / seen_RCC.sum(axis=2, keepdims=True)
+    return habit_RCC
 
 
 def _clamped(weight_IC: Floats, fixed: Mapping[int, int]) -> Floats:
-    posterior_IC = weight_IC / weight_IC.sum(axis=1, keepdims=True)
+    posterior_IC: Floats = weight_IC / weight_IC.sum(axis=1, keepdims=True)
     for item, truth in fixed.items():
-        posterior_IC[item] = np.eye(3)[truth]
+        posterior_IC[item] = np.eye(len(_CLASSES))[truth]
     return posterior_IC
+
+
+def _reliability(rater: str, answers: int, habit_CC: Floats) -> Reliability:
+    return Reliability(
+        rater=rater,
+        answers=answers,
+        right=round(float(habit_CC[2, 2]), _DIGITS),
+        opposite=round(float(habit_CC[2, 0]), _DIGITS),
+        split=round(float(habit_CC[1, 0] + habit_CC[1, 2]), _DIGITS),
+    )
 
 
 def certainty(posterior_C: Floats) -> float:

@@ -15,9 +15,11 @@ from feedback.conversations import Turn, fold
 from feedback.pairs import comparable
 from feedback.review import GIVEN_UP, KNOWN, UNASKED, Item, Question, Rules
 
-LOOKED_AT = 2000
+LOOKED_AT = 500
 """Waiting items among which the next is chosen, those with the smallest lots: no other can be among the first
 LOOKED_AT * random, since w / u is at most 1 / u and at least random / u."""
+SCORED = 2000
+"""Waiting items that a run of the learner scores, the smallest lots first."""
 _DONE_LOOKED_AT = 200
 _BUSIEST = 12
 """Calibration can bring an item more answers than are wanted; with more than this many it is left alone."""
@@ -104,14 +106,14 @@ def lengths(tx: sa.Connection, wanted: int) -> Lengths:
 
 
 def unanswered(state: sa.Engine) -> list[tuple[str, Turn, Turn]]:
-    """Item id and replies of the waiting items among which the next ones are chosen.
+    """Item id and replies of the waiting items that will be drawn soonest.
 
     Raises: StateUnavailable.
     """
     with database.reading(state) as tx:
         return [
             (item.item_id, *replies)
-            for conversation_id, item in store.items(tx, [UNASKED], LOOKED_AT)
+            for conversation_id, item in store.items(tx, [UNASKED], SCORED)
             if (replies := _opened(tx, conversation_id, item))
         ]
 
