@@ -15,7 +15,18 @@ import msgspec
 
 from feedback.errors import ConfigError
 
-SECTIONS = ("deployment", "pipeline", "forward", "gateway", "engine", "rollout", "learner", "judge", "review")
+SECTIONS = (
+    "deployment",
+    "pipeline",
+    "retention",
+    "forward",
+    "gateway",
+    "engine",
+    "rollout",
+    "learner",
+    "judge",
+    "review",
+)
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +125,26 @@ class Review(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"random_share {self.random_share} must be above 0, at most 1")
         if not 0.0 <= self.calibration_share < 1.0:
             raise ValueError(f"calibration_share {self.calibration_share} must be a share below 1")
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[retention]`: for how many days things are kept. 0 keeps them for ever."""
+
+    turns_days: float = 0.0
+    """What was asked and answered: log, state and what was derived from it."""
+    signals_days: float = 0.0
+    """What was said about it."""
+    dead_letters_days: float = 0.0
+    """Records that could not be folded."""
+    snapshots_days: float = 0.0
+    """Snapshots' files; their manifests stay, for the lineage of adapters."""
+    every_s: float = 3600.0
+    """The pipeline looks so often, in seconds, for what has expired; so does `ratchet data expire`, once."""
+
+    def __post_init__(self) -> None:
+        for field in ("turns_days", "signals_days", "dead_letters_days", "snapshots_days"):
+            if not 0 <= getattr(self, field) <= 36_500:
+                raise ValueError(f"{field} {getattr(self, field)} must be between 0 and 36500")
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
