@@ -207,7 +207,7 @@ def shared(_shared: Running, engine: ScriptedEngine) -> Running:
 
 
 QUESTION = "Can I reset it?"
-YES, NO = "Yes, surely.", "No."
+YES, NO = "Yes.", "No."
 
 
 @dataclass
@@ -245,7 +245,9 @@ class Desk:
         return found
 
     def answer(self, ticket: Any, verdict: str | None, **more: Any) -> httpx.Response:
-        body = {"ticket": ticket, "verdict": verdict, **more}
+        return self.send({"ticket": ticket, "verdict": verdict, **more})
+
+    def send(self, body: dict[str, Any]) -> httpx.Response:
         return self.gateway.http.post(f"{self.gateway.url}/v1/review", json=body, headers=self.auth)
 
     def reviews(self) -> list[SignalReceived]:
