@@ -1,14 +1,16 @@
 """Reviews from the log to the queue, the snapshot and the report, on a real state."""
 
 import json
+import threading
 from collections.abc import Iterator
-from datetime import timedelta
-from itertools import permutations
+from datetime import datetime, timedelta
+from itertools import count, permutations
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 
 from feedback import __main__ as command
 from feedback import codec, database, erasure, keyring, pipeline, review_report, snapshots, store
@@ -299,6 +301,28 @@ def test_the_command_prints_tables_and_json(about, url, state, tmp_path, monkeyp
     assert command.main(["review", about], None) == 0
     shown = capsys.readouterr().out
     assert ("Krippendorff" in shown) if about == "status" else ("contrary" in shown)
+
+
+def test_the_pipeline_measures_agreement_while_it_runs(url, state, tmp_path):
+    """Within a minute by the clock that it is given; here every look at the clock takes half a minute."""
+    pairs = rivals(0), rivals(1)
+    said = [reviewed(pair, who, float(n)) for n, pair in enumerate(pairs) for who in ("rae", "rob")]
+    log, ring = EmbeddedLog(tmp_path / "log.db"), keyring.KeyRing(url)
+    append_sealed(log, ring, *pairs[0], *pairs[1], *said)
+    stop = threading.Event()
+    ticks = count()
+
+    def clock() -> datetime:
+        tick = next(ticks)
+        if tick > 20:
+            stop.set()
+        return LATER + timedelta(seconds=30 * tick)
+
+    pipeline.run(log, state, Pipeline(poll_s=0.01), stop, snapshots_dir=tmp_path, clock=clock)
+    log.close()
+    ring.close()
+    found = REGISTRY.get_sample_value("ratchet_feedback_review_alpha_ratio", {"dimension": "overall"})
+    assert found == pytest.approx(1.0)
 
 
 def test_an_empty_queue_has_a_report(url, state, tmp_path):

@@ -237,6 +237,16 @@ def test_an_answer_without_a_verdict_is_refused(desk: Desk) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "verdict")
 
 
+def test_a_queue_out_of_reach_is_said_and_the_chat_goes_on(desk: Desk) -> None:
+    rivals(desk)
+    with database.writing(desk.state) as tx:
+        store.derived.drop(tx)
+    refused = desk.ask()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_unavailable")
+    assert refused.headers["retry-after"] == "5"
+    assert desk.gateway.ask(QUESTION).status_code == 200
+
+
 # --- and whose it is
 
 
