@@ -11,7 +11,7 @@ Source: Duffield, Lund & Thorup 2007, doi:10.1145/1314690.1314696; disagreement 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from itertools import chain, combinations, islice
@@ -137,6 +137,7 @@ def items(conversation: Conversation, signals: Iterable[Signal]) -> list[Item]:
     if not several:
         return []
     answers, labels = _said(signals)
+    asked = answers.keys() | labels.keys()
     return [
         Item(
             one=one.response_id,
@@ -145,11 +146,11 @@ def items(conversation: Conversation, signals: Iterable[Signal]) -> list[Item]:
             known=labels.get((one.response_id, other.response_id)),
             answers=tuple(
                 _answer(s, one, other)
-                for s in sorted(answers[one.response_id, other.response_id], key=lambda s: s.user)
+                for s in sorted(answers.get((one.response_id, other.response_id), ()), key=lambda s: s.user)
             ),
         )
         for turns in several
-        for one, other in _of_one_state(turns, {*answers, *labels})
+        for one, other in _of_one_state(turns, asked)
     ]
 
 
@@ -251,7 +252,7 @@ def _ids(signal: Signal) -> Ids:
     return one, other
 
 
-def _of_one_state(turns: Sequence[Turn], asked: set[Ids]) -> list[tuple[Turn, Turn]]:
+def _of_one_state(turns: Sequence[Turn], asked: Collection[Ids]) -> list[tuple[Turn, Turn]]:
     by_id = {t.response_id: t for t in sorted(turns, key=lambda t: t.response_id)}
     known = ((one, other) for one, other in sorted(asked) if one in by_id and other in by_id)
     new = combinations(islice(by_id, MAX_REPLIES_PER_PROMPT), 2)
