@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from hashlib import blake2b
-from itertools import chain, combinations, islice
+from itertools import chain, combinations, islice, takewhile
 from math import fsum, inf
 
 import msgspec
@@ -127,10 +127,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 def items(conversation: Conversation, signals: Iterable[Signal]) -> list[Item]:
     """What can be asked about a conversation: at most MAX_ITEMS_PER_PROMPT a prompt state.
 
-    Those that somebody answered come first, then by response ids.
+    Those that somebody answered come first, then by response ids. Nothing that came after a turn withheld
+    from learning: clients resend the history, and with it what was withheld.
     """
     by_state: dict[str, list[Turn]] = defaultdict(list)
-    for turn in conversation.turns:
+    for turn in takewhile(lambda turn: turn.learn, conversation.turns):
         if turn.usable:
             by_state[turn.digest].append(turn)
     several = [turns for turns in by_state.values() if len(turns) > 1]

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from feedback import database, keyring, review, store
 from feedback.config import Review
 from feedback.conversations import Turn, fold
-from feedback.pairs import comparable
 from feedback.review import GIVEN_UP, KNOWN, UNASKED, Item, Question, Rules
 
 LOOKED_AT = 500
@@ -123,6 +122,5 @@ def _opened(tx: sa.Connection, conversation_id: str, item: Item) -> tuple[Turn, 
     stored = store.payloads_of(tx, [conversation_id])
     conversation = fold(keyring.opened(tx, stored.get(conversation_id, ())))
     one, other = conversation.turn(item.one), conversation.turn(item.other)
-    if one is None or other is None or not comparable(one, other):
-        return None
-    return one, other
+    still = {i.item_id for i in review.items(conversation, conversation.signals)}
+    return None if one is None or other is None or item.item_id not in still else (one, other)

@@ -13,7 +13,7 @@ from feedback import review
 from feedback.conversations import fold
 from feedback.events import Drawn, Event, Review, SignalKind, TurnStatus
 from feedback.review import Answer, Item, Rules
-from tests.feedback.builders import NOON, signal, turn
+from tests.feedback.builders import NOON, assistant, signal, turn, user
 
 QUESTION = "How do I reset my password?"
 BAD = "Click around until something happens."
@@ -83,6 +83,16 @@ def test_two_replies_to_one_prompt_state_are_an_item_whatever_the_order():
 )
 def test_no_item(second):
     assert items(FIRST, second) == []
+
+
+def test_what_came_after_a_withheld_turn_is_no_item():
+    """Its words are not in the log, but the client resends them in the prompts of later turns."""
+    said = [user("I am Ann from Bonn, and cannot log in."), assistant("Try again."), user(QUESTION)]
+    one, other = turn("r1", said, BAD, at=60), turn("r2", said, GOOD, at=80)
+    assert len(items(one, other)) == 1
+    withheld = turn("r0", [], "", at=0, learn=False)
+    assert items(withheld, one, other) == items(one, other, withheld) == []
+    assert len(items(one, other, turn("r3", [], "", at=100, learn=False))) == 1
 
 
 def test_items_of_one_prompt_state_are_bounded_and_those_with_answers_stay():
