@@ -145,7 +145,6 @@ def _estimate(items: Iterable[Item], is_so: Callable[[Answer], bool]) -> Estimat
 
 def print_status(found: Status, console: Console) -> None:
     facts = Table(title="The review queue", show_header=False)
-    left_low, left_high = found.left.interval
     for name, value in (
         ("waiting", f"{found.waiting} pairs nobody answered yet, {found.scored} of them scored"),
         ("begun", f"{found.begun} that want more answers"),
@@ -153,9 +152,9 @@ def print_status(found: Status, console: Console) -> None:
         ("given up", f"{found.given_up}, because everybody passed"),
         ("answers", f"{found.answers} that count, {found.too_fast} too fast to have been read"),
         ("passed", ", ".join(f"{n} {reason}" for reason, n in found.passes.items()) or "never"),
-        ("left preferred", f"{found.left.share:.2f} [{left_low:.2f}, {left_high:.2f}] of {found.left.of}"),
-        ("no difference", _shares(found.ties)),
-        ("both bad", _shares(found.both_bad)),
+        ("left preferred", _wins(found.left)),
+        ("no difference", _shares(found.ties) if found.answers else "–"),
+        ("both bad", _shares(found.both_bad) if found.answers else "–"),
     ):
         facts.add_row(name, Text(value))
     console.print(facts)
@@ -184,10 +183,13 @@ def print_raters(found: Sequence[Rater], console: Console) -> None:
         habits = (
             ("–", "–", "–") if by is None else (f"{by.right:.2f}", f"{by.opposite:.2f}", f"{by.split:.2f}")
         )
-        low, high = r.known.interval
-        known = f"{r.known.share:.2f} [{low:.2f}, {high:.2f}] of {r.known.of}" if r.known.of else "–"
-        table.add_row(r.rater, f"{r.answers}", f"{r.passes}", f"{r.too_fast}", *habits, known)
+        table.add_row(r.rater, f"{r.answers}", f"{r.passes}", f"{r.too_fast}", *habits, _wins(r.known))
     console.print(table)
+
+
+def _wins(found: Wins) -> str:
+    low, high = found.interval
+    return f"{found.share:.2f} [{low:.2f}, {high:.2f}] of {found.of}" if found.of else "–"
 
 
 def _shares(found: Estimate) -> str:
