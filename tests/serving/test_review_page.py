@@ -72,6 +72,7 @@ def test_undo_takes_the_answer_back_and_asks_again(page: Page, desk: Desk) -> No
     page.keyboard.press("1")
     expect(page.get_by_text("Nothing to compare")).to_be_visible()
     page.keyboard.press("u")
+    expect(page.locator("#question")).to_be_visible()
     expect(page.get_by_label("1 is more helpful")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("=")
     expect(page.get_by_text("Nothing to compare")).to_be_visible()
