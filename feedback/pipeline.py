@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import admission, codec, database, erasure, keyring, snapshots, store
+from feedback import admission, codec, consensus, database, erasure, keyring, snapshots, store
 from feedback.admission import SOURCES, Bounds, Limits
 from feedback.config import Pipeline
 from feedback.conversations import Heard, hear, of_all_heard
@@ -31,7 +31,7 @@ from feedback.errors import (
     StateUnavailable,
 )
 from feedback.eventlog import EventLog, Place, Position, Record, Share, Topic
-from feedback.events import Event, TurnRecorded
+from feedback.events import Event, SignalKind, TurnRecorded
 from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
@@ -43,6 +43,14 @@ WAITING = Gauge("ratchet_feedback_dead_letters_waiting", "Dead letters that wait
 GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
 PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])
 DEMONSTRATIONS = Gauge("ratchet_feedback_demonstrations", "Edited replies to learn from.")
+REVIEW_ITEMS = Gauge(
+    "ratchet_feedback_review_items",
+    "Pairs of replies in the review queue, by number of answers, or `known` or `given up`.",
+    ["stage"],
+)
+REVIEW_ALPHA = Gauge(
+    "ratchet_feedback_review_alpha_ratio", "Krippendorff's alpha of the raters' answers.", ["dimension"]
+)
 LAG = Gauge("ratchet_feedback_lag_records", "Records in the log that are not folded yet.", ["topic"])
 LAST_EVENT = Gauge(
     "ratchet_feedback_seconds_since_last_event", "Age of the newest event folded; 0 before the first."
@@ -58,6 +66,7 @@ _STALL_S = 1.0
 _RECOUNTED_AFTER_S = 60.0
 _COUNTING_SHARE = 0.01
 """Largest share of the time that goes into counting the state's rows anew."""
+_MEASURED_EVERY_S = 60.0
 _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 
@@ -125,9 +134,8 @@ def run(
     Args: `expire`, called with the time at the start and every `expire_every_s` seconds from then on.
     """
     newest: datetime | None = None
-    snapshot_at = clock()
-    expire_at = clock()
-    prepared = False
+    snapshot_at = measured_at = expire_at = clock()
+    prepared, reviewed = False, True
     mine, recent = _Mine(share), Recent()
     while not stop.is_set():
         try:
@@ -137,6 +145,10 @@ def run(
             if _snapshot_due(config, partitions, clock() - snapshot_at):
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
+            reviewed = reviewed or ("pair", SignalKind.REVIEW.value) in folded.change
+            if reviewed and (clock() - measured_at).total_seconds() >= _MEASURED_EVERY_S:
+                _measure_agreement(state)
+                reviewed, measured_at = False, clock()
             if expire is not None and clock() >= expire_at and 0 in partitions:
                 expire(clock())
                 expire_at = clock() + timedelta(seconds=expire_every_s)
@@ -368,6 +380,7 @@ def _recount(state: sa.Engine) -> None:
         counted = store.count_derived(tx)
     GRADES.clear()
     PAIRS.clear()
+    REVIEW_ITEMS.clear()
     DEMONSTRATIONS.set(0)
     _count(counted)
 
@@ -568,6 +581,16 @@ def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
             PAIRS.labels(kind).inc(number)
         elif what == "demonstration":
             DEMONSTRATIONS.inc(number)
+        elif what == "item":
+            REVIEW_ITEMS.labels(kind).inc(number)
+
+
+def _measure_agreement(state: sa.Engine) -> None:
+    with database.reading(state) as tx:
+        _, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
+    for found in report.agreement:
+        if found.alpha is not None:
+            REVIEW_ALPHA.labels(found.dimension).set(found.alpha)
 
 
 def _observe_lag(read_to: Mapping[Place, int], ends: Mapping[Place, int]) -> None:
