@@ -2,7 +2,7 @@
 
 Two keys name what was asked. The *prompt digest* covers every message and names a prompt state: replies under
 one digest can be compared. The *thread* leaves system messages out, because products put dates and user data
-there: it finds the place in the dialogue at which a reply was served.
+there, and looks at words alone: it finds the place in the dialogue at which a reply was served.
 """
 
 import re
@@ -25,7 +25,7 @@ from feedback.events import (
     TurnRecorded,
     TurnStatus,
 )
-from feedback.text import canonical, content_text, is_text_only, plain
+from feedback.text import canonical, content_text, is_text_only, plain, said
 
 _INSTRUCTIONS = ("system", "developer")
 _DATED = re.compile(
@@ -163,12 +163,15 @@ def prompt_digest(messages: Iterable[Message]) -> str:
 
 
 class _Read(msgspec.Struct, frozen=True):
-    """One message, looked at once. `wording` is what a change of meaning changes."""
+    """One message, looked at once."""
 
     role: str
     text: str
     text_only: bool
     wording: bytes
+    """Changes with anything but whitespace and markdown."""
+    words: bytes
+    """Changes with the words alone."""
 
 
 def _read(message: Message) -> _Read:
@@ -176,9 +179,10 @@ def _read(message: Message) -> _Read:
     text, text_only = content_text(message), is_text_only(message)
     if text_only:
         wording = f"{role}\x1f{plain(text)}\x1e".encode("utf-8", "surrogatepass")
+        words = f"{role}\x1f{' '.join(said(text)) or plain(text)}\x1e".encode("utf-8", "surrogatepass")
     else:
-        wording = canonical({**message, "role": role}) + b"\x1e"
-    return _Read(role, text, text_only, wording)
+        words = wording = canonical({**message, "role": role}) + b"\x1e"
+    return _Read(role, text, text_only, wording, words)
 
 
 def _digest(messages: Iterable[_Read]) -> str:
@@ -196,7 +200,7 @@ def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
         if message.role != "system":
             comparable = message.text_only and bool(message.text.strip())
             spoken.append(Spoken(message.role, message.text, digest.hexdigest(), comparable))
-            digest.update(message.wording)
+            digest.update(message.words)
     return tuple(spoken), digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """What counts as the same text: plain wording, word distance, near-duplicate keys. Knows nothing of turns."""
 
+import html
 import re
 import unicodedata
 from difflib import SequenceMatcher
@@ -26,6 +27,22 @@ _STOP_WORDS = frozenset(
     " we were what when where which who why will with would you your".split()
 )
 _MAX_WORDS = 4000
+
+_THOUGHT = re.compile(
+    r"<(?P<tag>think|thinking|thought|reasoning)\b[^>]*>.*?</(?P=tag)>"
+    r"|<details\b[^>]*>.*?</details>"
+    r"|\A(?:(?!<think).)*?</(?:think|thinking|thought|reasoning)>",
+    re.DOTALL | re.IGNORECASE,
+)
+_TAG = re.compile(r"</?[a-z][\w-]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_ADDRESS = re.compile(r"\(?\b(?:https?://|www\.)[^\s<>()]+\)?")
+_CITATION = re.compile(r"\[\^?\d{1,3}\](?::\s)?|【[^】]{1,40}】|[⁰¹²³⁴-⁹₀-₉]")
+_FENCE_LANGUAGE = re.compile(r"(```|~~~)[\w+-]*")
+_LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)](?=\s)", re.MULTILINE)
+_EMOJI_NAME = re.compile(r"(?<!\w):[a-z][a-z_]+:(?!\w)")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff\u0300-\u036f]")
+_THOUSANDS = re.compile(r"(?<=\d)[.,'\u2019\u00a0\u202f ](?=\d{3}(?!\d))")
+_APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?=\w)")
 _json = msgspec.json.Encoder(order="deterministic")
 
 
@@ -63,6 +80,21 @@ def plain(text: str) -> str:
     if "](" in text:
         text = _LINK.sub(r"\1", text)
     return " ".join(_MARKUP.sub("", _LINE_MARKER.sub("", text)).split())
+
+
+@lru_cache(maxsize=8192)
+def said(text: str) -> tuple[str, ...]:
+    """Its words, without anything that programs change on the way: the same before and after any of them.
+
+    Besides what `plain` takes away, so go punctuation, case, accents, HTML (escaped or not), thinking, web
+    addresses, citation and list numbers, emoji and the grouping of figures.
+    """
+    text = _THOUGHT.sub(" ", html.unescape(text))
+    text = _LINK.sub(r"\1", text) if "](" in text else text
+    for gone in (_ADDRESS, _TAG, _CITATION, _FENCE_LANGUAGE, _LIST_NUMBER, _EMOJI_NAME):
+        text = gone.sub(" ", text)
+    text = _THOUSANDS.sub("", _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)))
+    return tuple(_ALPHANUMERIC.findall(_APOSTROPHE.sub("", text).casefold()))
 
 
 def distance(a: str, b: str) -> float:
