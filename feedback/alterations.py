@@ -1,6 +1,7 @@
 """How a reply that comes back differs from the one that was served. Judges nobody; `implicit` does."""
 
 import re
+from collections.abc import Collection, Iterator
 from difflib import SequenceMatcher
 from enum import Enum
 from functools import lru_cache
@@ -17,6 +18,8 @@ _ELLIPSIS = re.compile(
     re.IGNORECASE,
 )
 _MASK = re.compile(r"[\[<{(][A-Z][A-Z_ ]{2,30}\d*[\]>})]|█+|\b[Xx]{4,}\b|\w\*{2,}\w?|(?<![\w*])\*{3,}(?![\w*])")
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_NOTE = re.compile(r"\([^()\n]{1,120}\)|\[[^\[\]\n]{1,120}\](?!\()")
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 
@@ -31,16 +34,28 @@ class Way(Enum):
     """Whole sentences are missing and the others stand."""
     MORE = "more"
     """Something was put before or after it."""
-    MASKED = "masked"
-    """Words gave way to placeholders."""
+    MARKED = "marked"
+    """Placeholders stand for words, or notes in brackets beside them."""
     REWORDED = "reworded"
     """Words inside it were replaced, put in or taken out."""
 
 
+class Change(NamedTuple):
+    """Words that gave way to others; either may be none."""
+
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    at_start: bool
+    at_end: bool
+
+    @property
+    def replaces(self) -> bool:
+        return bool(self.old and self.new)
+
+
 class Alteration(NamedTuple):
     way: Way
-    exchanged: frozenset[tuple[tuple[str, ...], tuple[str, ...]]] = frozenset()
-    """What was there, and what is there instead."""
+    changes: frozenset[Change] = frozenset()
 
 
 @lru_cache(maxsize=8192)
@@ -49,31 +64,25 @@ def alteration(served: str, resent: str) -> Alteration:
     before, after = said(served), said(resent)
     if sorted(before) == sorted(after) or "".join(before) == "".join(after):
         return Alteration(Way.NONE)
-    if len(_MASK.findall(resent)) > len(_MASK.findall(served)):
-        return Alteration(Way.MASKED)
-    if _is_cut(before, resent):
-        return Alteration(Way.LESS if _whole_sentences(served, resent) else Way.CUT)
-    regions = _regions(before, after)
-    if not regions:
-        return Alteration(Way.NONE)
-    exchanged = frozenset((before[i:j], after[k:m]) for i, j, k, m in regions)
-    if all(k == m for _, _, k, m in regions) and _whole_sentences(served, resent):
-        return Alteration(Way.LESS, exchanged)
-    ends = [_at_an_end(region, len(before)) and _put_around(region) for region in regions]
-    return Alteration(Way.MORE if all(ends) else Way.REWORDED, exchanged)
+    changes = frozenset(_changes(before, after))
+    return Alteration(_way(served, resent, changes) if changes else Way.NONE, changes)
 
 
-Region = tuple[int, int, int, int]
-"""Words i to j of the one gave way to words k to m of the other."""
+def _way(served: str, resent: str, changes: Collection[Change]) -> Way:
+    if _masks(resent) > _masks(served) or _beside_notes(served) == _beside_notes(resent):
+        return Way.MARKED
+    if not any(change.new for change in changes) and _whole_sentences(served, resent):
+        return Way.LESS
+    if _is_cut(said(served), resent):
+        return Way.CUT
+    return Way.MORE if all(_put_around(change) for change in changes) else Way.REWORDED
 
 
-def _regions(before: tuple[str, ...], after: tuple[str, ...]) -> list[Region]:
+def _changes(before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Change]:
     matcher = SequenceMatcher(None, before, after, autojunk=False)
-    return [
-        (i, j, k, m)
-        for what, i, j, k, m in matcher.get_opcodes()
-        if what != "equal" and not _same_but_for_spelling(before[i:j], after[k:m])
-    ]
+    for what, i, j, k, m in matcher.get_opcodes():
+        if what != "equal" and not _same_but_for_spelling(before[i:j], after[k:m]):
+            yield Change(before[i:j], after[k:m], at_start=i == 0, at_end=j == len(before))
 
 
 def _same_but_for_spelling(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
@@ -106,17 +115,19 @@ def _is_cut(before: tuple[str, ...], resent: str) -> bool:
 def _whole_sentences(served: str, resent: str) -> bool:
     """Whether every sentence of it is one of the reply's."""
     of_reply = {said(sentence) for sentence in _SENTENCES.split(served)}
-    return all(said(s) in of_reply for s in _SENTENCES.split(resent) if said(s)) and not (
-        len(_ELLIPSIS.findall(resent)) > len(_ELLIPSIS.findall(served))
-    )
+    marked = len(_ELLIPSIS.findall(resent)) > len(_ELLIPSIS.findall(served))
+    return not marked and all(said(s) in of_reply for s in _SENTENCES.split(resent) if said(s))
 
 
-def _at_an_end(region: Region, words: int) -> bool:
-    i, j, _, _ = region
-    return i == 0 or j == words
+def _put_around(change: Change) -> bool:
+    """Whether nothing inside was touched, or all that stands for a lost end is a mark that it is lost."""
+    a_mark = len(change.old) > 2 * MAX_MARK_WORDS and len(change.new) <= MAX_MARK_WORDS
+    return (change.at_start or change.at_end) and (not change.old or a_mark)
 
 
-def _put_around(region: Region) -> bool:
-    """Whether nothing was replaced, or all that stands for a lost end is a mark that it is lost."""
-    i, j, k, m = region
-    return i == j or (j - i > 2 * MAX_MARK_WORDS and m - k <= MAX_MARK_WORDS)
+def _beside_notes(text: str) -> tuple[str, ...]:
+    return said(_NOTE.sub(" ", text))
+
+
+def _masks(text: str) -> int:
+    return len(_MASK.findall(_BOLD.sub(r"\1", text)))

@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from feedback.alterations import Alteration, Way, alteration
+from feedback.alterations import Alteration, Change, Way, alteration
 from feedback.conversations import Conversation, Signal, Spoken, Turn
 from feedback.events import IdentitySource, SignalKind
 from feedback.reactions import reaction
@@ -32,12 +32,17 @@ REWRITING_CLIENT_REPLIES = 3
 """From so many resent replies on, a client that reworded all of them rewords them by itself."""
 REPEATED_WORDS = 3
 """A client that put these many words into two replies, the same both times, does so by itself."""
+COURTESY_WORDS = 6
+"""So many words say at most that one is glad to help."""
 TYPING_S = 1.0
 """Nobody answers a whole reply sooner: such a request is a program's, for a title or for suggestions."""
-TYPING_CHARS_PER_S = 40.0
-"""Nobody reads a reply and types faster: so is such a request."""
+TYPED_CHARS = 40
+"""Nor does anybody type more than this in that time."""
 UNMISTAKABLE_WORDS = 5
 """A reply with so many words is known by its wording, wherever a shortened history puts it."""
+
+_SOURCE_WORDS = frozenset("citation citations footnotes further reference references source sources".split())
+_TOOL_WORDS = frozenset("arguments call called calling function invoked result results tool tools used using".split())
 
 
 def infer(conversation: Conversation, *, retry_window_s: float = 2.0) -> list[Signal]:
@@ -165,18 +170,37 @@ def _resent(served: "_Served") -> Iterator[_Resent]:
 
 def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
     """Whether no habit of a client explains it, as far as its other requests show its habits."""
-    way, exchanged = one.alteration
     ways = [other.alteration.way for other in strand]
-    again = Counter(change for other in strand for change in other.alteration.exchanged)
-    if any(again[change] > 1 and sum(map(len, change)) >= REPEATED_WORDS for change in exchanged):
-        return False
-    if way is Way.REWORDED:
-        return len(ways) < REWRITING_CLIENT_REPLIES or set(ways) != {Way.REWORDED}
-    if way not in (Way.LESS, Way.MORE):
-        return False
-    tools = any(spoken.role == "tool" for spoken in one.original.dialogue)
-    as_long = [o for o in strand if o.alteration.way is Way.NONE and len(o.text) >= len(one.text)]
-    return Way.CUT not in ways and bool(as_long if way is Way.LESS else Way.NONE in ways and not tools)
+    again = Counter(change for other in strand for change in other.alteration.changes)
+    own = [change for change in one.alteration.changes if again[change] == 1 or not _habitual(change)]
+    match one.alteration.way:
+        case Way.REWORDED if any(not change.at_end or change.replaces for change in own):
+            return len(ways) < REWRITING_CLIENT_REPLIES or set(ways) != {Way.REWORDED}
+        case Way.MORE if own:
+            return Way.NONE in ways and not any(_by_a_program(change, one.original) for change in own)
+        case Way.LESS if not any(_is_courtesy(change) for change in own):
+            at_end = any(change.at_end for change in own)
+            whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
+            return bool(whole) and (not at_end or max(whole) >= len(one.text))
+    return False
+
+
+def _habitual(change: Change) -> bool:
+    """Whether a client would do it to one reply after another: the same words around it, or in their place."""
+    around = change.at_start or change.at_end
+    return (around or change.replaces) and len(change.old) + len(change.new) >= REPEATED_WORDS
+
+
+def _is_courtesy(change: Change) -> bool:
+    """Whether only a short opening or closing went: programs strip what greets and what offers more."""
+    return (change.at_start or change.at_end) and len(change.old) <= COURTESY_WORDS
+
+
+def _by_a_program(added: Change, to: Turn) -> bool:
+    """Whether it lists sources, or tells of the tools that were used for the reply."""
+    results = {word for spoken in to.dialogue if spoken.role == "tool" for word in said(spoken.text)}
+    of_tools = results and not (results | _TOOL_WORDS).isdisjoint(added.new)
+    return bool(of_tools) or not _SOURCE_WORDS.isdisjoint(added.new[:2])
 
 
 def _inferred(
@@ -236,7 +260,7 @@ class _Served:
             self._by_question.get(_last_said(before), []), turn
         )
         ranked = sorted((distance(c.reply, newest.text), c.event_id, c) for c in candidates if c.reply)
-        strange = turn.identity is IdentitySource.HISTORY and len(ranked) > 1
+        strange = turn.identity is not IdentitySource.EXPLICIT and len(ranked) > 1
         limit = MAX_STRANGE_DISTANCE if strange else MAX_EDIT_DISTANCE
         cut = [c for _, _, c in ranked if alteration(c.reply, newest.text).way in (Way.NONE, Way.CUT, Way.LESS)]
         if cut:
@@ -289,7 +313,7 @@ class _Served:
             return False
         pause_s = (turn.started_at - origin.ended_at).total_seconds()
         typed = next((s.text for s in reversed(turn.dialogue) if s.role == "user"), "")
-        return pause_s < self._typing_s or len(typed) > TYPING_CHARS_PER_S * pause_s
+        return pause_s < self._typing_s * max(1.0, len(typed) / TYPED_CHARS)
 
     def in_two_tabs(self, first: Turn, second: Turn) -> bool:
         """Whether the same was asked in two chats. An opening that was gone on with was not asked again."""
