@@ -22,6 +22,12 @@ REGENERATION_HORIZON_S = 3600.0
 """The same history asked again later than this is a new visit."""
 OPENING_HORIZON_S = 600.0
 """So is an opening asked again later than this, where no client names the conversation."""
+AT_ONCE_S = 20.0
+"""Where only a first question is known, whoever asks it again later than this may be somebody else."""
+MAX_COINCIDENCES = 0.05
+"""… or sooner, if so many others are to be expected in that time."""
+VISIT_S = 3600.0
+"""The least time over which it is counted how often a first question is asked."""
 MAX_EDIT_DISTANCE = 0.6
 """A message that shares less with the reply is a summary or somebody else's text, not an edit of it."""
 MAX_STRANGE_DISTANCE = 0.3
@@ -67,7 +73,8 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
             by_question[served.asked(turn), turn.instructions].append(turn)
     for turns in by_question.values():
         for at, (first, second) in enumerate(pairwise(turns)):
-            if not _asked_again(first, second, retry_window_s) or served.in_two_tabs(first, second):
+            again = _asked_again(first, second, retry_window_s) and served.by_one_person(first, second)
+            if not again or served.in_two_tabs(first, second):
                 continue
             instead = next((t for t in turns[at + 1 :] if t.complete), second)
             yield _inferred(SignalKind.REGENERATION, first, second, other=instead.response_id)
@@ -81,7 +88,6 @@ def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
         first.complete
         and retry_window_s <= (second.started_at - first.ended_at).total_seconds() <= horizon_s
         and first.user == second.user
-        and not _shared_opening(first, second)
         and first.exposure is None  # of two side by side nobody knows which one did not please
         and first.learn
         and second.learn
@@ -90,11 +96,6 @@ def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
 
 def _opens(turn: Turn) -> bool:
     return all(spoken.role != "assistant" for spoken in turn.dialogue)
-
-
-def _shared_opening(first: Turn, second: Turn) -> bool:
-    """Whether two strangers may be behind it: nothing but a first question tells them apart."""
-    return IdentitySource.HISTORY in (first.identity, second.identity) and _opens(second)
 
 
 def _branches(served: "_Served") -> Iterator[Signal]:
@@ -158,14 +159,14 @@ def _edits(served: "_Served") -> list[Signal]:
 
 
 def _resent(served: "_Served") -> Iterator[_Resent]:
-    seen: set[tuple[str, tuple[str, ...]]] = set()
+    known: set[tuple[str, ...]] = set()
     for turn in served.turns:
-        newest = _newest_reply(turn)
-        original = newest and served.origin(turn)
-        if not newest or not original or (original.response_id, said(newest.text)) in seen:
-            continue
-        seen.add((original.response_id, said(newest.text)))
-        yield _Resent(turn, newest.text, original, alteration(original.reply, newest.text))
+        older = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
+        newest, original = _newest_reply(turn), served.origin(turn)
+        by_a_program = any(served.reworded(s, turn) for s in older if s is not newest and said(s.text) not in known)
+        if newest and original and not by_a_program and said(newest.text) not in known:
+            yield _Resent(turn, newest.text, original, alteration(original.reply, newest.text))
+        known.update(said(spoken.text) for spoken in older)
 
 
 def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
@@ -306,6 +307,11 @@ class _Served:
         here = _earlier(self._by_thread.get(spoken.thread, []), later)
         return here[-1] if here else None
 
+    def reworded(self, spoken: Spoken, later: Turn) -> bool:
+        """Whether a reply served at this place came back in other words."""
+        here = _earlier(self._by_thread.get(spoken.thread, []), later)
+        return bool(here) and all(alteration(t.reply, spoken.text).way is Way.REWORDED for t in here)
+
     def by_a_program(self, turn: Turn) -> bool:
         """Whether the request came sooner after the reply that it resends than anybody types."""
         origin = self.origin(turn)
@@ -322,6 +328,20 @@ class _Served:
         if gone_on and (gone_on <= second.started_at or (_opens(second) and not named)):
             return True
         return self.lives_on_beside(first, second)
+
+    def by_one_person(self, first: Turn, second: Turn) -> bool:
+        """Whether no stranger can be behind the second; only a first question tells strangers apart.
+
+        Where nobody is named, whoever drops a reply and asks the same at once is taken for one person if the
+        question is so rare that chance would hardly bring two at that time.
+        """
+        if IdentitySource.HISTORY not in (first.identity, second.identity) or not _opens(second):
+            return True
+        pause_s = (second.started_at - first.ended_at).total_seconds()
+        openings = sum(_opens(turn) for turn in self.turns) - 1
+        span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
+        dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
+        return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
 
     def lives_on_beside(self, first: Turn, second: Turn) -> bool:
         """Whether both replies were gone on with, as in two tabs: neither took the other's place."""
