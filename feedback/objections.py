@@ -1,0 +1,289 @@
+"""Whether a user's message objects to the reply before it, in the user's own words. English; judges wording alone.
+
+A message is first brought to a bare form: no quotations, contractions written out, slips of the keyboard put
+right, "is" for every verb of seeming, no auxiliaries and no adverbs. *That still doesn't look quite right* and
+*this is not right* then read alike, and each ground for an objection is a line or two.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from feedback.text import plain
+
+OBJECTION_CHARS = 300
+"""An objection comes early; what stands later in a long message is material."""
+
+
+def _words(text: str) -> str:
+    """One of the words of a text; an underscore stands for a space inside one."""
+    return f"(?:{'|'.join(w.replace('_', ' ') for w in sorted(text.split(), key=len, reverse=True))})"
+
+
+# --- the bare form
+
+_QUOTED = re.compile(
+    r"```.*?(?:```|\Z)|^\s*>.*$|\"[^\"]{3,}\"|“[^”]{3,}”|«[^»]{3,}»|(?<!\w)['‘][^'’]*\s[^'’]*['’](?!\w)",
+    re.DOTALL | re.MULTILINE,
+)
+_CONTRACTED = (
+    (r"\b(ca|wo|sha)n'?t\b", "not"),
+    (r"\bcannot\b|\bain'?t\b", "not"),
+    (r"\b(is|are|was|were|does|do|did|has|have|had|would|could|should|must)n'?t\b", r"\1 not"),
+    (r"\bi'?m\b(?!-)", "i am"),
+    (r"\bi was\b(?! not)", "i meant"),
+    (r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
+    (r"\b(i|you|we|they)'?ve\b", r"\1 have"),
+    (r"\b(that|it|what|there|here|he|she|who|where|how)'s\b|\b(that|what|there)s\b", r"\1\2 is"),
+    (r"'(?:ll|d)\b", ""),
+)
+_IS = _words("is am are was were be been being seems seem seemed looks look looked sounds sound sounded feels")
+_NOT = _words("not never neither hardly")
+_DROPPED = _words(
+    "do does did done have has had can could will would should must might may to_be"
+    " just still simply completely totally plainly clearly all quite really also far way a_bit a_little very"
+    " absolutely actually again_and_again even exactly entirely so utterly pretty rather somewhat obviously"
+    " definitely honestly basically literally apparently already at_all yet kind_of sort_of at_least kinda"
+)
+_LEAD = _words(
+    "um uh hm hmm hmmm well sorry ok okay oh ah but hey please and so yeah yes i_see alright actually unfortunately"
+    " thanks thank_you thx however although though again wait i_think i_believe i_am_afraid"
+)
+_SPACES = re.compile(r"\s+")
+_SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
+_TURN = re.compile(r"\b(?:but|however|although|though)\b|[,:–]\s|\s-\s")
+
+
+def own_words(text: str) -> str:
+    """In lower case and with slips put right, without what is quoted."""
+    words = plain(_QUOTED.sub(" ", text)).casefold()
+    return re.sub(r"[a-z]+", lambda word: _SLIPS.get(word[0], word[0]), words)
+
+
+@lru_cache(maxsize=4096)
+def bare(clause: str) -> str:
+    """What carries the objection, in one form for the many ways to say it."""
+    for contracted, written_out in _CONTRACTED:
+        clause = re.sub(contracted, written_out, clause)
+    clause = re.sub(rf"\b{_NOT}\b", "not", re.sub(rf"\b{_IS}\b", "is", clause))
+    clause = re.sub(rf"\b{_DROPPED}\b", " ", clause)
+    clause = _SPACES.sub(" ", re.sub(r"[^\w?' -]", " ", clause)).strip()
+    return re.sub(r"\bis not is\b|\bnot is\b", "is not", re.sub(r"\b(is)(?: is)+\b", r"\1", clause))
+
+
+# --- what objections are made of
+
+_PART_OF_IT = _words(
+    "answer answers reply replies response responses suggestion suggestions solution explanation code advice"
+    " version translation text summary result results example examples number numbers figure figures link"
+    " links output command script list formula calculation steps step instructions information info claim"
+    " statement function query recipe quote source sources date year name"
+)
+_REPLY = (
+    r"(?:(?:that|this|it|these|those|which|none of (?:that|this|it|these|them)|half of (?:that|this|it))"
+    rf"(?: (?:one|last one|here|thing))?|(?:your|the|this|that|these|those|its)(?: \w+)? {_PART_OF_IT})"
+)
+_BAD = _words(
+    "wrong incorrect false untrue mistaken inaccurate nonsense rubbish garbage useless unhelpful outdated bad off"
+    " irrelevant made_up broken terrible awful poor confusing misleading unclear inconsistent incomplete unrelated"
+    " pointless ridiculous worthless horrible crap bogus trash gibberish fake hallucinated fabricated invented"
+    " flawed invalid unusable obsolete backwards upside_down vague generic off_topic out_of_date beside_the_point"
+    " no_good no_help no_use not_it a_mess a_mistake an_error a_lie a_joke a_different_question impossible"
+    " contradictory illogical the_opposite the_wrong missing"
+)
+_GOOD = _words(
+    "right correct true accurate helpful useful working what how why where it good enough relevant related the"
+    " one mine complete clear possible valid my about for answering answer an a in same convincing applicable"
+    " there funny english"
+)
+_FINE = _words("bad far much hard difficult expensive many problem issue necessary urgent important all worry")
+_TOO = "too " + _words(
+    "long short wordy verbose vague general generic complicated technical rude harsh formal informal simple"
+    " detailed brief abstract basic much many advanced superficial shallow dense cheerful stiff casual"
+)
+_WORK = _words(
+    "work works worked help helps helped answer answers address solve solves fix fixes match matches make makes"
+    " run compile apply fit fits add_up exist cover mention explain change return print parse follow tell say"
+)
+_FAILS = _words(
+    "fails failed fail makes_no_sense make_no_sense made_no_sense contradicts crashes crashed misses missed ignores"
+    " breaks broke throws gives_me_an_error gives_an_error has_nothing_to_do nothing_to_do repeats sucks"
+)
+_FAILED = _words(
+    "misunderstood misread misinterpreted misheard missed ignored forgot skipped overlooked confused failed omitted"
+    " mistook mixed contradicted repeated repeating invented hallucinated lied left_out misquoted miscounted"
+    " miscalculated confusing mixing missing ignoring misunderstanding assuming contradicting describing inventing"
+    " mistaken wrong incorrect off getting_me_wrong talking_about answering got_me_wrong got_it_wrong got_that_wrong"
+    " got_this_wrong are_wrong lost_the dropped lost_me disregarded neglected misreading forgetting skipping"
+)
+_UNDERSTOOD = _words(
+    "answer answered understand understood understanding read get listen listening address addressed mention"
+    " mentioned include included follow followed help helping solve solved get_it got_it pay explain fix use"
+    " consider considered take notice give finish check see tell"
+)
+_GAVE = _words(
+    "gave give used use made make took picked chose told answered wrote said say got get put sent translated"
+    " counted calculated assumed quoted listed showed described explained changed mixed wrote call called"
+)
+_AMISS = (
+    rf"(?:wrong|mistakes?|errors?|instead|different|another|opposite|twice|old|outdated|other (?:one|way|thing)"
+    rf"|nonsense|rubbish|garbage|useless|irrelevant)"
+)
+_AGAIN = _words("try check think calculate count look read do go start write answer explain")
+_PLAINER = _words(
+    "brief short shorter concise specific friendly friendlier polite politer formal simple simpler clearer precise"
+    " serious"
+)
+_UNWANTED = _words("use add include repeat make change give write invent apologize apologise lecture")
+_SAYS = _words(
+    "says say said told tells writes write wrote claims claimed thinks think replied answered insists believes"
+    " complains complained commented"
+)
+_MEANT = _words(
+    "mean meant asked asking said wanted is_asking is_talking is_thinking is_referring is_speaking was_after needed"
+    " talking_about requested told_you is_after expected referred"
+)
+_ASKED = _words("ask asked asking mean meant want wanted say said need needed look looking after expect expected"
+                " request requested hoping hoped thinking had is in_mind require")
+
+_GROUNDS: dict[str, tuple[str, ...]] = {
+    "a verdict on the reply": (
+        rf"\b{_REPLY} (?:is )?(?:the |an? )?(?:{_BAD}|{_TOO})\b",
+        rf"\b{_REPLY} is not (?:\w+ )?{_GOOD}\b",
+        rf"^(?:that|this|these|those) is not (?!(?:\w+ )?{_FINE}\b)",
+        rf"\b{_REPLY} (?:\w+ ){{0,2}}?(?:not {_WORK}|{_FAILS})\b",
+        rf"^(?:is )?(?:the )?{_BAD}(?: (?:again|answer|one|reply|language|unit|year|file|\w+))?$|^{_TOO}\b",
+        rf"^(?:is )?not (?:{_WORK}|{_GOOD}|working|helping|that|this|those|these)\b",
+        r"\bthere is (?:\w+ )?(?:mistakes?|errors?|something wrong|bugs?)(?: in (?:your|the|this|that) \w+| here)?$",
+        r"\b(?:nothing to do with|beside the point|off topic|no sense|out of date|the opposite of)\b",
+        rf"^{_REPLY} (?:is|not|only) .*\bnot (?:for|in|the|about|an?|what|how|from|with)\b",
+    ),
+    "disbelief": (
+        r"\bi not (?:\w+ )?(?:think|believe|buy|agree|see how|trust)(?!.*\bi (?:need|want))\b.*"
+        rf"\b(?:{_GOOD}|so|that|this|it)$",
+        r"^i (?:\w+ )?(?:doubt|disagree|question) (?:it|that|this|with|whether|your)?",
+        rf"\bsure (?:that |about )?.*\b(?:not|{_BAD})\b|\bnot (?:\w+ )?(?:sure|convinced)(?: that| about)? {_REPLY}\b",
+        rf"^(?:i (?:think|believe|fear|guess|suspect) )?(?:that |this |it )?(?:not be|is not|is) {_BAD}$",
+        r"^(?:since when|says who)\b|\bi (?:know|knew|tried|said) (?:that|this|all that|it)(?: before| myself| one)?$",
+    ),
+    "a verdict on the assistant": (
+        rf"\byou (?:is )?(?:not )?{_FAILED}\b",
+        rf"\byou (?:is )?not (?:\w+ )?{_UNDERSTOOD}\b",
+        rf"\byou {_GAVE} .*\b{_AMISS}\b",
+        r"\byou (?:keep|kept) \w+ing\b",
+        r"\b(?:missed|missing|got|get) (?:my|the) (?:point|question)\b(?<!got the point)",
+    ),
+    "what the user had meant": (
+        rf"\bnot (?:\w+ )?what i (?:\w+ )?{_ASKED}\b",
+        rf"^(?:what )?i (?:\w+ )?{_MEANT}\b(?! to\b)",
+        rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
+        r"\b(?:my|the) (?:\w+ )?(?:question|message|request|point) (?:is|concerned|concerns)\b(?! how\b.*\?)",
+        r"\bi (?:is |not )*(?:clearer|unclear|clear enough|not clear|more precise|more specific|imprecise)\b",
+        r"^not (?:that|this|those|these|the|what|about|for)\b",
+        r"^i (?:need|want|asked for|am after) .*\b(?:not|instead of|rather than)\b",
+        r"\b(?:please |kindly )?(?:re-?read|read) (?:my|the|what|it|that)\b.*(?:again|question|message|i wrote|i said)",
+    ),
+    "what came of it": (
+        r"\bno (?:luck|success|avail|change|effect|difference)\b",
+        r"\b(?:same|another|an|the) (?:\w+ )?(?:error|result|problem|issue|exception)(?: as before| again)?$",
+        rf"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
+        rf"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same|not)\b",
+    ),
+}
+_REDO = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"^(?:\w+ )?{_AGAIN}"
+        r" (?:\w+ ){0,3}?(?:again|once more|over)\b",
+        rf"^(?:\w+ )?(?:redo|rewrite|fix|correct|double-?check|recheck|recalculate|reconsider|shorten|simplify|revise)"
+        r" (?:it|that|this|your|yourself|the (?:answer|reply|mistake|error|code))\b|^redo$|^look it up\b",
+        rf"^(?:be|keep it|make it)(?: more| less| much)* {_PLAINER}\b",
+        r"^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|\bshorter please\b",
+        r"^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b",
+        rf"^not {_UNWANTED}\b",
+    )
+)
+_ASKED_BACK = re.compile(
+    r"\b(?:are|is) you (?:\w+ )?(?:sure|certain|serious|kidding|joking)\b"
+    rf"|\b(?:why|how come|how) you (?:\w+ )?(?:not|ignore|ignored|change|changed|remove|removed|keep|{_FAILED})\b"
+    r"|\byou (?:read|listen|listening|understand)\b(?! )?.*(?:my|what i|to me|at me)"
+    r"|\bwhat .* to do with\b|\bhow is (?:that|this) (?:an answer|relevant|related|helpful|supposed)\b"
+)
+_REQUESTS = re.compile(r"^(?:please |you |kindly )+")
+_REPORTED = re.compile(
+    r"\b(?!(?:i|you|we|not|it|that)\b)[a-z']+ (?:(?:just|also|always) )?"
+    rf"{_SAYS}\b"
+    r"|\baccording to\b|\bi (?:heard|read)\b(?! (?:my|your|the answer))"
+)
+_SUPPOSED = re.compile(r"^(?:\w+ )?(?:if|when|whenever|in case|unless|whether|assuming|suppose|imagine|because if)\b")
+_PRAISE = re.compile(
+    rf"\b(?:exactly|just|precisely|perfect|that is|this is|it is|thanks|great) (?:(?:exactly|just|all) )?what i\b"
+    r"|\b(?:exactly|precisely) what\b"
+)
+_SLIP = re.compile(
+    rf"^(?:(?:oh|ah|argh|ups|sorry)\W+)*(?:oops|whoops|ups|typo|autocorrect|never ?mind|nvm|scratch that|disregard"
+    r"|my (?:bad|mistake|fault|error|apologies)|ignore (?:the|my|that)|i (?:pressed|hit|pasted|mistyped|misspelled|sent"
+    r"|forgot|posted|clicked|accidentally|made a typo|should add|should mention)|wrong (?:window|chat|tab|button|file))\b"
+)
+_SARCASM = re.compile(r"\bthanks? (?:you )?for (?:nothing|wasting)")
+_COMPILED = tuple((ground, re.compile("|".join(patterns))) for ground, patterns in _GROUNDS.items())
+
+
+def objection(own: str) -> str:
+    """The ground on which these words object to a reply; "" when they do not."""
+    if _SLIP.match(own):
+        return ""
+    if _SARCASM.search(own):
+        return "sarcasm"
+    return next(filter(None, map(_ground, _clauses(own[:OBJECTION_CHARS]))), "")
+
+
+def _clauses(own: str) -> Iterator[str]:
+    """Its sentences, and what follows a turn or a stop inside one once more by itself."""
+    for sentence in _SENTENCE.findall(own):
+        yield sentence.strip()
+        end = sentence[-1] if sentence[-1] in "?!" else ""
+        if not _reported(sentence):
+            yield from (part.strip() + end for part in _TURN.split(sentence)[1:] if part.strip())
+
+
+def _reported(sentence: str) -> bool:
+    return bool(_REPORTED.search(sentence) or _SUPPOSED.search(sentence))
+
+
+def _ground(clause: str) -> str:
+    """Why this clause objects: what is asked does not, unless it asks the assistant to account for the reply."""
+    if _reported(clause) or _PRAISE.search(clause):
+        return ""
+    said = re.sub(rf"^(?:{_LEAD} )+", "", bare(clause.replace(",", "")).replace("?", ""))
+    if _ASKED_BACK.search(said):
+        return "asked to account for it"
+    if not re.match(r"(?:let me|i|shall i)\b", said) and any(p.search(_REQUESTS.sub("", said)) for p in _REDO):
+        return "once more, please"
+    if clause.endswith("?"):
+        return ""
+    return next((ground for ground, pattern in _COMPILED if pattern.search(said)), "")
+
+
+def _swapped(words: Iterable[str]) -> dict[str, str]:
+    """Every word with two neighbouring letters the wrong way round, and the word."""
+    known = set(words) | {"three", "form", "trial", "form", "how", "who", "won", "now", "own"}
+    return {
+        slip: word
+        for word in words
+        for n in range(len(word) - 1)
+        if (slip := word[:n] + word[n + 1] + word[n] + word[n + 2 :]) not in known
+    }
+
+
+_SLIPS = _swapped(
+    sorted(
+        {
+            word
+            for part in (_IS, _NOT, _DROPPED, _LEAD, _BAD, _GOOD, _TOO, _WORK, _FAILS, _FAILED, _UNDERSTOOD, _MEANT)
+            for word in re.findall(r"[a-z]{4,}", part)
+        }
+        | set("you but was the not and that this what which your answer reply question everything thanks thank".split())
+        | set("appreciated appreciate cheers there again sure think nope fine problem worries want need".split())
+    )
+)
