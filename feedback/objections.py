@@ -196,7 +196,8 @@ _REDO = tuple(
         rf"^(?:\w+ )?{_AGAIN}"
         r" (?:\w+ ){0,3}?(?:again|once more|over)\b",
         rf"^(?:\w+ )?(?:redo|rewrite|fix|correct|double-?check|recheck|recalculate|reconsider|shorten|simplify|revise)"
-        r" (?:it|that|this|your|yourself|the (?:answer|reply|mistake|error|code))\b|^redo$|^look it up\b",
+        rf" (?:(?:it|that|this)(?: (?:again|please|properly|in|to|for|without|with))?$|your(?:self)?\b|the {_PART_OF_IT}"
+        r"|the (?:mistake|error))|^redo$|^look it up\b",
         rf"^(?:be|keep it|make it)(?: more| less| much)* {_PLAINER}\b",
         r"^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|\bshorter please\b",
         r"^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b",
@@ -216,6 +217,7 @@ _REPORTED = re.compile(
     r"|\baccording to\b|\bi (?:heard|read)\b(?! (?:my|your|the answer))"
 )
 _SUPPOSED = re.compile(r"^(?:\w+ )?(?:if|when|whenever|in case|unless|whether|assuming|suppose|imagine|because if)\b")
+_EXPLAINED = re.compile(r"^no wonder\b|\b(?:explains|that is) why\b")
 _PRAISE = re.compile(
     rf"\b(?:exactly|just|precisely|perfect|that is|this is|it is|thanks|great) (?:(?:exactly|just|all) )?what i\b"
     r"|\b(?:exactly|precisely) what\b"
@@ -248,7 +250,8 @@ def _clauses(own: str) -> Iterator[str]:
 
 
 def _reported(sentence: str) -> bool:
-    return bool(_REPORTED.search(sentence) or _SUPPOSED.search(sentence))
+    said = bare(sentence)
+    return bool(_REPORTED.search(said) or _SUPPOSED.search(said) or _EXPLAINED.search(said))
 
 
 def _ground(clause: str) -> str:
@@ -284,6 +287,6 @@ _SLIPS = _swapped(
             for word in re.findall(r"[a-z]{4,}", part)
         }
         | set("you but was the not and that this what which your answer reply question everything thanks thank".split())
-        | set("appreciated appreciate cheers there again sure think nope fine problem worries want need".split())
+        | set("doesn didn isn wasn aren couldn appreciated appreciate cheers there again sure think nope fine problem worries want need".split())
     )
 )

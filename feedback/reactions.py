@@ -28,10 +28,15 @@ _FINE = re.compile(
 _CONTRADICTS = re.compile(r"^(?:\s*[,.!:;-]+\s*\w|\s+(?:i|it|that|this|you|not|the|no|nope|we|they)\b)")
 """After "no": a stop, or a new clause. A noun ("no hurry", "no idea") makes it a determiner."""
 _OFFER = re.compile(
-    r"^(?:shall|should|may|can) i\b|^(?:would you like|do you want|want me|want to|would it help|is there any"
-    r"|anything|what else|how else|need |do you need|does (?:that|this)|did (?:that|this)|is (?:that|this)|ready)\b"
+    r"^(?:"
+    r"shall i|should i|can i|may i|want me|what else|how else|anything|is there any"
+    r"|(?:would you like|do you want|need|do you need)(?: me| more| another| any| to| help)"
+    r"|(?:does|did) (?:that|this|it) (?:help|answer|make|work)"
+    r"|(?:is|was) (?:that|this|it) (?:what|clear|ok|okay|helpful|correct|right)"
+    r")\b"
 )
-_OWN_AFFAIRS = re.compile(r"^\W*(?:(?:no|nope|nah)\W+)*(?:i|we|my|our)\b")
+"""A question that asks nothing of the user's affairs: a no to it alone says little, with a clause it objects."""
+_OWN_AFFAIRS = re.compile(r"^\W*(?:(?:no|nope|nah)\W+)*(?:i|we|my|our)\b(?! (?:need|want|mean|ask))")
 _THANKS = re.compile(
     r"\b(?:"
     r"thanks|thank (?:you|u|ya)|thx|tnx|thnx|ty|tysm|tyvm|cheers|kudos|bless you|much appreciated|you(?:'re| are) the best"
