@@ -31,13 +31,15 @@ _CONTRACTED = (
     (r"\bcannot\b|\bain'?t\b", "not"),
     (r"\b(is|are|was|were|does|do|did|has|have|had|would|could|should|must)n'?t\b", r"\1 not"),
     (r"\bi'?m\b(?!-)", "i am"),
-    (r"\bi was\b(?! not)", "i meant"),
+    (r"\bi was (?=(?:just )?(?:asking|talking|thinking|looking|hoping|referring|after|speaking|expecting)\b)", "i meant "),
+    (r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju)ly\b)[a-z]{3,}ly\b", ""),
     (r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
     (r"\b(i|you|we|they)'?ve\b", r"\1 have"),
     (r"\b(that|it|what|there|here|he|she|who|where|how)'s\b|\b(that|what|there)s\b", r"\1\2 is"),
     (r"'(?:ll|d)\b", ""),
 )
-_IS = _words("is am are was were be been being seems seem seemed looks look looked sounds sound sounded feels")
+_IS = _words("is am are was were be been being seems seemed looks looked sounds sounded feels felt appears")
+_IS_AFTER = _words("seem look sound feel appear")
 _NOT = _words("not never neither hardly")
 _DROPPED = _words(
     "do does did done have has had can could will would should must might may to_be"
@@ -65,7 +67,8 @@ def bare(clause: str) -> str:
     """What carries the objection, in one form for the many ways to say it."""
     for contracted, written_out in _CONTRACTED:
         clause = re.sub(contracted, written_out, clause)
-    clause = re.sub(rf"\b{_NOT}\b", "not", re.sub(rf"\b{_IS}\b", "is", clause))
+    clause = re.sub(rf"\b{_IS}\b|(?<=\w ){_IS_AFTER}\b", "is", clause)
+    clause = re.sub(rf"\b{_NOT}\b", "not", clause)
     clause = re.sub(rf"\b{_DROPPED}\b", " ", clause)
     clause = _SPACES.sub(" ", re.sub(r"[^\w?' -]", " ", clause)).strip()
     return re.sub(r"\bis not is\b|\bnot is\b", "is not", re.sub(r"\b(is)(?: is)+\b", r"\1", clause))
@@ -81,7 +84,8 @@ _PART_OF_IT = _words(
 )
 _REPLY = (
     r"(?:(?:that|this|it|these|those|which|none of (?:that|this|it|these|them)|half of (?:that|this|it))"
-    rf"(?: (?:one|last one|here|thing))?|(?:your|the|this|that|these|those|its)(?: \w+)? {_PART_OF_IT})"
+    rf"(?: (?:one|last one|here|thing))?|(?:your|the|this|that|these|those|its)(?: \w+)? {_PART_OF_IT}"
+    r"|(?:step|line|point|part|number|paragraph|item|option) \w+)"
 )
 _BAD = _words(
     "wrong incorrect false untrue mistaken inaccurate nonsense rubbish garbage useless unhelpful outdated bad off"
@@ -89,12 +93,16 @@ _BAD = _words(
     " pointless ridiculous worthless horrible crap bogus trash gibberish fake hallucinated fabricated invented"
     " flawed invalid unusable obsolete backwards upside_down vague generic off_topic out_of_date beside_the_point"
     " no_good no_help no_use not_it a_mess a_mistake an_error a_lie a_joke a_different_question impossible"
-    " contradictory illogical the_opposite the_wrong missing"
+    " contradictory illogical the_opposite the_wrong missing fishy suspicious dubious questionable"
 )
 _GOOD = _words(
     "right correct true accurate helpful useful working what how why where it good enough relevant related the"
     " one mine complete clear possible valid my about for answering answer an a in same convincing applicable"
     " there funny english"
+)
+_RIGHT = _words(
+    "right correct true accurate it helpful useful working what the_one relevant good_enough like_that mine"
+    " helping complete valid convincing"
 )
 _FINE = _words("bad far much hard difficult expensive many problem issue necessary urgent important all worry")
 _TOO = "too " + _words(
@@ -107,14 +115,15 @@ _WORK = _words(
 )
 _FAILS = _words(
     "fails failed fail makes_no_sense make_no_sense made_no_sense contradicts crashes crashed misses missed ignores"
-    " breaks broke throws gives_me_an_error gives_an_error has_nothing_to_do nothing_to_do repeats sucks"
+    " breaks broke throws gives_me_an_error gives_an_error nothing_to_with repeats sucks"
 )
 _FAILED = _words(
     "misunderstood misread misinterpreted misheard missed ignored forgot skipped overlooked confused failed omitted"
     " mistook mixed contradicted repeated repeating invented hallucinated lied left_out misquoted miscounted"
     " miscalculated confusing mixing missing ignoring misunderstanding assuming contradicting describing inventing"
     " mistaken wrong incorrect off getting_me_wrong talking_about answering got_me_wrong got_it_wrong got_that_wrong"
-    " got_this_wrong are_wrong lost_the dropped lost_me disregarded neglected misreading forgetting skipping"
+    " got_this_wrong are_wrong lost_the dropped lost_me disregarded neglected misreading forgetting skipping swapped reversed switched contradict"
+    " misunderstand misread ignore repeat forget confuse overlook miss"
 )
 _UNDERSTOOD = _words(
     "answer answered understand understood understanding read get listen listening address addressed mention"
@@ -143,6 +152,7 @@ _MEANT = _words(
     "mean meant asked asking said wanted is_asking is_talking is_thinking is_referring is_speaking was_after needed"
     " talking_about requested told_you is_after expected referred"
 )
+_SAID_ELSEWHERE = _words("my him her them some someone somebody people around goodbye hello")
 _ASKED = _words("ask asked asking mean meant want wanted say said need needed look looking after expect expected"
                 " request requested hoping hoped thinking had is in_mind require")
 
@@ -152,22 +162,25 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         rf"\b{_REPLY} is not (?:\w+ )?{_GOOD}\b",
         rf"^(?:that|this|these|those) is not (?!(?:\w+ )?{_FINE}\b)",
         rf"\b{_REPLY} (?:\w+ ){{0,2}}?(?:not {_WORK}|{_FAILS})\b",
-        rf"^(?:is )?(?:the )?{_BAD}(?: (?:again|answer|one|reply|language|unit|year|file|\w+))?$|^{_TOO}\b",
-        rf"^(?:is )?not (?:{_WORK}|{_GOOD}|working|helping|that|this|those|these)\b",
-        r"\bthere is (?:\w+ )?(?:mistakes?|errors?|something wrong|bugs?)(?: in (?:your|the|this|that) \w+| here)?$",
-        r"\b(?:nothing to do with|beside the point|off topic|no sense|out of date|the opposite of)\b",
-        rf"^{_REPLY} (?:is|not|only) .*\bnot (?:for|in|the|about|an?|what|how|from|with)\b",
+        rf"^(?:is )?(?:the |what an? )?{_BAD}(?: \w+)?(?: to me)?$|^{_TOO}\b",
+        rf"^(?:is )?not (?:{_WORK}|{_RIGHT}|that|this|those|these)\b",
+        r"\bthere is (?:\w+ )?(?:mistakes?|errors?|something wrong|bugs?)"
+        r"(?: in (?:your|the|this|that|step|line) \w+| here)?$",
+        r"\b(?:nothing to with|beside the point|off topic|no sense|out of date|the opposite of)\b",
+        r"^(?:that|this|these|those|it) (?:is|only) (?!not\b)\w.* not \w+|^(?:that|this) is (?:only )?about\b",
     ),
     "disbelief": (
         r"\bi not (?:\w+ )?(?:think|believe|buy|agree|see how|trust)(?!.*\bi (?:need|want))\b.*"
         rf"\b(?:{_GOOD}|so|that|this|it)$",
-        r"^i (?:\w+ )?(?:doubt|disagree|question) (?:it|that|this|with|whether|your)?",
-        rf"\bsure (?:that |about )?.*\b(?:not|{_BAD})\b|\bnot (?:\w+ )?(?:sure|convinced)(?: that| about)? {_REPLY}\b",
-        rf"^(?:i (?:think|believe|fear|guess|suspect) )?(?:that |this |it )?(?:not be|is not|is) {_BAD}$",
+        r"^i (?:\w+ )?(?:doubt (?:it|that|this|your)|disagree)\b|^i not (?:think|believe|buy)(?: that| it| this)?$",
+        rf"\bsure (?:that |about )?.*\b(?:not|{_BAD})\b|\bnot (?:\w+ )?(?:sure|convinced)(?: that| about)? (?:that|this|it|your)\b",
+        rf"^(?:i (?:think|believe|fear|guess|suspect) )?(?:that |this |it )?is {_BAD}$",
         r"^(?:since when|says who)\b|\bi (?:know|knew|tried|said) (?:that|this|all that|it)(?: before| myself| one)?$",
     ),
     "a verdict on the assistant": (
-        rf"\byou (?:is )?(?:not )?{_FAILED}\b",
+        rf"\byou (?:is )?(?:to )?{_FAILED}\b",
+        r"\byou (?:said|told me|mentioned|wrote) (?:that|this|it|so)(?: before| twice| above)?$",
+        r"\byou (?:made|is making) (?:\w+ ){0,2}up$",
         rf"\byou (?:is )?not (?:\w+ )?{_UNDERSTOOD}\b",
         rf"\byou {_GAVE} .*\b{_AMISS}\b",
         r"\byou (?:keep|kept) \w+ing\b",
@@ -175,7 +188,9 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     ),
     "what the user had meant": (
         rf"\bnot (?:\w+ )?what i (?:\w+ )?{_ASKED}\b",
-        rf"^(?:what )?i (?:\w+ )?{_MEANT}\b(?! to\b)",
+        rf"^(?:what )?i (?:\w+ )?{_MEANT}\b(?! (?:to|it|well|{_SAID_ELSEWHERE})\b)",
+        r"^i not (?:ask|want|request|say)\b(?! (?:to|any|you)\b)",
+        r"^i (?:need|want) something else\b",
         rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
         r"\b(?:my|the) (?:\w+ )?(?:question|message|request|point) (?:is|concerned|concerns)\b(?! how\b.*\?)",
         r"\bi (?:is |not )*(?:clearer|unclear|clear enough|not clear|more precise|more specific|imprecise)\b",
@@ -187,7 +202,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"\bno (?:luck|success|avail|change|effect|difference)\b",
         r"\b(?:same|another|an|the) (?:\w+ )?(?:error|result|problem|issue|exception)(?: as before| again)?$",
         rf"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
-        rf"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same|not)\b",
+        r"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same)\b",
     ),
 }
 _REDO = tuple(
@@ -198,17 +213,18 @@ _REDO = tuple(
         rf"^(?:\w+ )?(?:redo|rewrite|fix|correct|double-?check|recheck|recalculate|reconsider|shorten|simplify|revise)"
         rf" (?:(?:it|that|this)(?: (?:again|please|properly|in|to|for|without|with))?$|your(?:self)?\b|the {_PART_OF_IT}"
         r"|the (?:mistake|error))|^redo$|^look it up\b",
-        rf"^(?:be|keep it|make it)(?: more| less| much)* {_PLAINER}\b",
+        rf"^(?:is|keep it|make it|i (?:need|want) it)(?: more| less| much)* {_PLAINER}\b",
         r"^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|\bshorter please\b",
         r"^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b",
         rf"^not {_UNWANTED}\b",
     )
 )
 _ASKED_BACK = re.compile(
-    r"\b(?:are|is) you (?:\w+ )?(?:sure|certain|serious|kidding|joking)\b"
-    rf"|\b(?:why|how come|how) you (?:\w+ )?(?:not|ignore|ignored|change|changed|remove|removed|keep|{_FAILED})\b"
+    r"\b(?:are|is) you (?:\w+ )?(?:sure|certain|serious|kidding|joking)\b(?!-)"
+    r"|\b(?:why|how come|how) (?:is )?you (?:\w+ )?(?:not|ignored|changed?|removed?|keep|giving|telling|showing"
+    rf"|{_FAILED})\b"
     r"|\byou (?:read|listen|listening|understand)\b(?! )?.*(?:my|what i|to me|at me)"
-    r"|\bwhat .* to do with\b|\bhow is (?:that|this) (?:an answer|relevant|related|helpful|supposed)\b"
+    r"|\bwhat .*\bto with\b|\bhow is (?:that|this) (?:an answer|relevant|related|helpful|supposed)\b"
 )
 _REQUESTS = re.compile(r"^(?:please |you |kindly )+")
 _REPORTED = re.compile(
@@ -228,6 +244,14 @@ _SLIP = re.compile(
     r"|forgot|posted|clicked|accidentally|made a typo|should add|should mention)|wrong (?:window|chat|tab|button|file))\b"
 )
 _SARCASM = re.compile(r"\bthanks? (?:you )?for (?:nothing|wasting)")
+_MATERIAL = re.compile(
+    r"^(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread|draft|answer|reply|respond"
+    r"|compose|paraphrase|improve|edit|make|say|put|explain|check|review|debug)\b[^:\n]*:.*",
+    re.DOTALL,
+)
+_CONTRAST = re.compile(
+    r"^(?!(?:i|you|we|it|that|this|he|she|they|there|great|good|nice|ok|thanks)\b)[^,?!]{1,40}, not [^,?!]{1,40}[.!]?$"
+)
 _COMPILED = tuple((ground, re.compile("|".join(patterns))) for ground, patterns in _GROUNDS.items())
 
 
@@ -237,6 +261,7 @@ def objection(own: str) -> str:
         return ""
     if _SARCASM.search(own):
         return "sarcasm"
+    own = _MATERIAL.sub("", own)
     return next(filter(None, map(_ground, _clauses(own[:OBJECTION_CHARS]))), "")
 
 
@@ -265,6 +290,8 @@ def _ground(clause: str) -> str:
         return "once more, please"
     if clause.endswith("?"):
         return ""
+    if _CONTRAST.match(clause) and not re.search(r"\bis\b", said):
+        return "a contrast"
     return next((ground for ground, pattern in _COMPILED if pattern.search(said)), "")
 
 

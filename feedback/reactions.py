@@ -12,7 +12,7 @@ from feedback.questions import announces, asks_again
 from feedback.text import plain, said
 
 _NO = re.compile(
-    r"^(?:(?:um|uh|hm+|well|sorry|ok|oh|but|thanks but|thank you but)\W+)*(?:no|nope|nah)\b(?P<rest>.*)",
+    r"^(?:(?:um|uh|hm+|well|sorry|ok|but|thanks but|thank you but)\W+)*(?:no|nope|nah)\b(?P<rest>.*)",
     re.DOTALL,
 )
 _FINE = re.compile(
@@ -65,9 +65,13 @@ def reaction(question: str, answer: str, following: str) -> SignalKind:
 def _contradicts(question: str, answer: str, own: str) -> bool:
     """Whether it says no to the reply. A no to a question of the assistant's is an answer."""
     no = _NO.match(own)
-    if not no or _FINE.match(no["rest"]) or not _CONTRADICTS.match(no["rest"]):
+    if not no or _FINE.match(no["rest"]):
         return False
     asked_back = re.split(r"(?<=[.!?:])\s+", plain(answer))[-1].casefold()
+    if not said(no["rest"]):
+        return not asked_back.endswith("?")
+    if not _CONTRADICTS.match(no["rest"]):
+        return False
     if not asked_back.endswith("?"):
         return True
     if _OFFER.match(asked_back):
