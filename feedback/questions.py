@@ -9,42 +9,54 @@ Every value lies in [0, 1] (`features`), so each decision can be read off as a s
 import re
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import zip_longest
 
 from feedback.text import content_words, plain, said
 
 WEIGHTS = {
-    "covers the question": 0.16,
-    "is covered by it": 3.28,
-    "letters in common": 2.14,
-    "takes up the answer": 0.03,
-    "aims at the same": 0.71,
-    "aims elsewhere": -3.05,
-    "points back": 2.22,
-    "yes or no after another": -4.0,
-    "goes on": -1.63,
-    "built alike": -3.4,
-    "other names": -2.61,
-    "other figures": -0.85,
+    "words shared": 5.82,
+    "words exchanged": -0.19,
+    "letters in common": 3.6,
+    "aims at the same": 2.2,
+    "aims elsewhere": -1.42,
+    "yes or no to an open question": -3.11,
+    "goes on": -0.62,
+    "built alike": -2.51,
+    "other names": -1.54,
+    "other figures": -0.54,
 }
-BIAS = -0.16
+BIAS = -5.11
 
 _WORDS = re.compile(r"[^\W_]+")
 _AIMS = {
-    "cost": "cost costs price cheap cheaper cheapest expensive afford pay salary fee fees",
+    "cost": "cost costs price prices cheap cheaper cheapest expensive afford pay salary fee fees charge",
     "difference": "difference differences differ differs different vs versus compare compared comparison distinguish",
-    "reason": "why reason reasons cause causes caused because explain",
-    "advice": "fix solve tips tip advice suggest suggestion suggestions recommend recommendation ideas idea help",
-    "amount": "many much amount number count often long big large",
-    "time": "when time month season date year",
-    "place": "where place near location",
-    "writing": "write compose draft poem letter rewrite reword paraphrase version",
-    "summary": "summarise summarize summary tldr gist short brief",
-    "translation": "translate translation say german french spanish english",
+    "reason": "why reason reasons cause causes caused because wrong",
+    "amount": "many much amount number count often",
+    "duration": "long time minutes hours weeks duration",
+    "date": "when time month season date year deadline",
+    "place": "where place location near",
+    "person": "who whom whose",
+    "writing": "write compose draft rewrite reword paraphrase",
+    "summary": "summarise summarize summary tldr gist",
+    "translation": "translate translation german french spanish english japanese",
     "meaning": "mean means meaning definition define",
     "calculation": "calculate compute formula",
 }
-_AIM_OF = {word: aim for aim, words in _AIMS.items() for word in words.split()}
-_ANAPHORA = frozenset("it its that this they them their those these there then he she one ones instead both".split())
+_SIDE_AIMS = frozenset({"writing", "summary", "translation", "meaning", "calculation"})
+"""Wanted in so many words that their absence says nothing."""
+_AIMS_OF: dict[str, set[str]] = {}
+for _aim, _aim_words in _AIMS.items():
+    for _word in _aim_words.split():
+        _AIMS_OF.setdefault(_word, set()).add(_aim)
+_ASKING = frozenset(
+    "advice anything best better briefly brief correct correctly describe detail details do doing easiest easy"
+    " exactly example explain explanation find fix go going good great guide handle healthy idea ideas instructions"
+    " kind know learn like looking love make makes making method necessary notice one ones out part point possible"
+    " practice procedure process proper properly question quick quickly recommended right say short show sign signs"
+    " simple simply solution solve something sort start step steps stop suggest suggestion suggestions take tell"
+    " text thing things tip tips tutorial type use using version want way ways what work works write you'd".split()
+)
 _NAME = re.compile(r"(?<=[\w,'] )(?!I\b)[A-Z]\w+")
 _NUMBERS = {
     word: str(n)
@@ -55,6 +67,7 @@ _ENDING = re.compile(
     r"|ion|ions|ation|ations|ication|ications|a|um|on|us|i|ist|ists|n|t)?"
 )
 _YES_OR_NO = frozenset("is are was were do does did will has have should may can could would am".split())
+_OPEN = re.compile(r"(?:what|which|how|why|when|where|who|tell|explain|give|suggest|recommend|plan|write|translate)\b")
 _REQUEST = re.compile(r"^(?:please |kindly )?(?:can|could|would|will) you\b")
 _LEAD = re.compile(
     r"^(?:(?:ok|okay|good|great|alright|all right|fine|nice|makes sense|cool|got it|i see|thanks|thank you|thx|lovely"
@@ -64,17 +77,20 @@ _GOES_ON = re.compile(
     r"(?:and|also|what about|how about|then|next|now|another|one more|besides|in addition|finally|lastly"
     r"|a (?:further|second|different|follow-?up) question|on another note|by the way|btw)\b"
 )
+_AGAIN = r"(?:again|differently|another way|otherwise|once more|like this|this way|more (?:clearly|precisely|simply))"
 _ANNOUNCED = re.compile(
-    r"^(?:(?:ok|okay|well|sorry|hm+|so|no|right|alright|please)\W+)*(?:"
+    r"^(?:(?:ok|okay|well|sorry|hm+|so|no|right|alright|please|perhaps|maybe|or)\W+)*(?:"
     r"let me (?:rephrase|re-?ask|re-?phrase|try|put|ask|say|reword|restate|repeat|word|phrase|be (?:clearer|more))\b"
-    r"|(?:i'll|i will|i'd|let's|i) (?:rephrase|reword|restate|repeat)\b"
-    r"|(?:i'll|i will|let's|i) (?:ask|try|put|say) (?:it |that |this )?(?:again|differently|another way|once more)(?= ?[.:,-])"
-    r"|in other words|asked? (?:again|differently)|asking (?:again|differently)|once (?:more|again)|again\W"
-    r"|(?:to )?(?:put|say|phrase) (?:it |this |that )?(?:another way|differently|simply|otherwise|in other words)"
-    r"|(?:the |my )?(?:same|original) question\b(?! (?:for|about|but (?:for|with|about)))"
-    r"|(?:what i|all i) (?:want|would like|am trying|need|wanted) (?:to know|is to know)|rephras(?:ed|ing)|reword(?:ed|ing)"
-    r"|to (?:rephrase|repeat|reword|restate)|(?:maybe|perhaps) (?:this way|differently|clearer)|differently"
-    r"|another (?:try|attempt|way to ask)|second (?:try|attempt)|repeating"
+    r"|(?:(?:i'll|i will|i'd like to|i should|i could|let's|can i|may i|i|to) )?"
+    r"(?:rephras(?:e|ed|ing)|reword(?:ed|ing)?|restat(?:e|ed|ing)|repeat(?:ing)?)\b"
+    rf"|(?:(?:i'll|i will|i'd like to|i should|let's|to) )?(?:ask(?:ed|ing)?|try(?:ing)?|put|say|phrase) (?:it |this |that )?{_AGAIN}"
+    r"|(?:simply|differently) put\b|(?:in|with) (?:other|simpler|different|plain) (?:words|terms)"
+    r"|once (?:more|again)|one more time|again\W|to be (?:more )?(?:precise|specific|clear(?:er)?)\W"
+    r"|(?:back to )?(?:the |my )?(?:same |original )?question(?: again)?\b(?! (?:for|about|is|was|but (?:for|with|about)))"
+    r"(?=[^?]*?[:,.])"
+    r"|(?:what|all) i(?:'d| would)?(?:'m| am)? (?:want(?:ed)?|like|trying|need(?:ed)?) (?:to (?:know|ask)|is to know)"
+    r"|(?:clearer|differently|answer my question)\b"
+    r"|(?:another|second|next|new) (?:try|attempt|way to ask)"
     r")[^\w]*"
 )
 
@@ -85,7 +101,7 @@ def announces(own: str) -> bool:
     return bool(found) and bool(content_words(own[found.end() :]))
 
 
-def asks_again(question: str, answer: str, following: str) -> bool:
+def asks_again(question: str, following: str) -> bool:
     """Whether it asks the same. A nod said twice asks nothing twice."""
     asked = content_words(_LEAD.sub("", plain(question).casefold()))
     if all(len(word) < 5 for word in asked) or not content_words(following):
@@ -94,7 +110,7 @@ def asks_again(question: str, answer: str, following: str) -> bool:
         return len(asked) > 1
     if not shares_enough(question, following):
         return False
-    values = features(question, answer, following)
+    values = features(question, following)
     return BIAS + sum(WEIGHTS[name] * value for name, value in values.items()) > 0
 
 
@@ -104,25 +120,22 @@ def shares_enough(question: str, following: str) -> bool:
     return sum(known(word, before) for word in after) >= min(2, max(1, len(before)))
 
 
-def features(question: str, answer: str, following: str) -> dict[str, float]:
+def features(question: str, following: str) -> dict[str, float]:
     """What the following message shares with the question, and what it has from elsewhere."""
     names, new_names = _names(question), _names(following)
     asked, following = _LEAD.sub("", plain(question).casefold()), plain(following).casefold()
     asks = _LEAD.sub("", following)
-    topic_before, topic_after, answered = _topic(asked), _topic(asks), content_words(answer)
+    topic_before, topic_after = _topic(asked), _topic(asks)
     shared = sum(known(word, topic_before) for word in topic_after)
-    found = sum(known(word, topic_after) for word in topic_before)
-    new = [word for word in topic_after if not known(word, topic_before)]
+    kept = sum(known(word, topic_after) for word in topic_before)
     aims, aims_after = _aims(asked), _aims(asks)
     return {
-        "covers the question": found / max(1, len(topic_before)),
-        "is covered by it": shared / max(1, len(topic_after)),
+        "words shared": min(shared, 3) / 3,
+        "words exchanged": float(shared < len(topic_after) and kept < len(topic_before)),
         "letters in common": trigram_overlap(topic_before, topic_after),
-        "takes up the answer": sum(known(word, answered) for word in new) / max(1, len(topic_after)),
         "aims at the same": float(bool(aims & aims_after)),
-        "aims elsewhere": float(bool(aims and aims_after) and not aims & aims_after),
-        "points back": float(not _ANAPHORA.isdisjoint(_WORDS.findall(asks))),
-        "yes or no after another": float(_asks_yes_or_no(asks) and not _asks_yes_or_no(asked)),
+        "aims elsewhere": float(bool(aims_after - _SIDE_AIMS) and not aims & aims_after),
+        "yes or no to an open question": float(_asks_yes_or_no(asks) and _asks_for_more(asked, aims)),
         "goes on": float(bool(_GOES_ON.match(asks)) or asks != following),
         "built alike": float(same_build(asked, asks)),
         "other names": float(_others(names, new_names, asked, asks)),
@@ -132,7 +145,7 @@ def features(question: str, answer: str, following: str) -> dict[str, float]:
 
 def _topic(text: str) -> frozenset[str]:
     """Its content words but for those that say what is wanted."""
-    return frozenset(w for w in content_words(text) - _AIM_OF.keys() if len(w) > 2 or w.isdigit())
+    return frozenset(w for w in content_words(text) - _AIMS_OF.keys() - _ASKING if len(w) > 2 or w.isdigit())
 
 
 def _names(text: str) -> frozenset[str]:
@@ -152,12 +165,17 @@ def _others(before: frozenset[str], after: frozenset[str], asked: str, asks: str
 
 
 def _aims(text: str) -> set[str]:
-    return {_AIM_OF[word] for word in _WORDS.findall(text) if word in _AIM_OF}
+    return {aim for word in _WORDS.findall(text) for aim in _AIMS_OF.get(word, ())}
 
 
 def _asks_yes_or_no(text: str) -> bool:
     words = _WORDS.findall(text)
     return bool(words) and words[0] in _YES_OR_NO and not _REQUEST.match(text)
+
+
+def _asks_for_more(text: str, aims: set[str]) -> bool:
+    """Whether yes or no could not answer it."""
+    return bool(aims or _OPEN.match(text))
 
 
 def trigram_overlap(before: frozenset[str], after: frozenset[str]) -> float:
@@ -178,9 +196,10 @@ def same_build(question: str, following: str) -> bool:
     for what, i, j, k, m in matcher.get_opcodes():
         if what == "equal":
             continue
-        if what != "replace" or j - i != m - k:
+        if what != "replace" or abs((j - i) - (m - k)) > 1:
             return False
-        exchanged += sum(not alike(a, b) for a, b in zip(before[i:j], after[k:m], strict=True))
+        pairs = zip_longest(before[i:j], after[k:m], fillvalue="")
+        exchanged += sum(not alike(a, b) for a, b in pairs)
     return 0 < exchanged and 2 * exchanged < len(before)
 
 

@@ -39,7 +39,7 @@ _OFFER = re.compile(
 _OWN_AFFAIRS = re.compile(r"^\W*(?:(?:no|nope|nah)\W+)*(?:i|we|my|our)\b(?! (?:need|want|mean|ask))")
 _THANKS = re.compile(
     r"\b(?:"
-    r"thanks|thank (?:you|u|ya)|thx|tnx|thnx|ty|tysm|tyvm|cheers|kudos|bless you|much appreciated|you(?:'re| are) the best"
+    r"thanks|thank (?:you|u|ya)|thx|tnx|thnx|thanx|thks|ty|tysm|tyvm|cheers|much obliged|kudos|bless you|much appreciated|you(?:'re| are) the best"
     r"|(?:really |greatly )?appreciate (?:it|that|this|your|the)|(?:so|very) grateful|lifesaver"
     r")\b"
 )
@@ -56,7 +56,7 @@ def reaction(question: str, answer: str, following: str) -> SignalKind:
         return SignalKind.REPHRASE
     if objection(own) or _contradicts(question, answer, own):
         return SignalKind.CORRECTION
-    if asks_again(question, answer, following):
+    if asks_again(question, following):
         return SignalKind.REPHRASE
     thanks = _THANKS.search(own) and not _NO_THANKS.search(own) and not _NO.match(own)
     return SignalKind.THANKS if thanks else SignalKind.CONTINUATION
@@ -76,4 +76,4 @@ def _contradicts(question: str, answer: str, own: str) -> bool:
         return True
     if _OFFER.match(asked_back):
         return not _OWN_AFFAIRS.match(no["rest"]) and len(said(no["rest"])) > 1
-    return asks_again(question, "", no["rest"])
+    return asks_again(question, no["rest"])
