@@ -17,7 +17,9 @@ _ELLIPSIS = re.compile(
     r"\b[^\])>}\n]{0,40}[\])>}]",
     re.IGNORECASE,
 )
-_MASK = re.compile(r"[\[<{(][A-Z][A-Z_ ]{2,30}\d*[\]>})]|█+|\b[Xx]{4,}\b|\w\*{2,}\w?|(?<![\w*])\*{3,}(?![\w*])")
+_MASK = re.compile(
+    r"[\[<{(][A-Z][A-Z_ ]{2,30}\d*[\]>})]|█+|\b[Xx]{4,}\b|\w\*{2,}\w?|(?<![\w*])\*{3,}(?![\w*])"
+)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _NOTE = re.compile(r"\([^()\n]{1,120}\)|\[[^\[\]\n]{1,120}\](?!\()")
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")

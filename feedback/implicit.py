@@ -16,7 +16,7 @@ from feedback.alterations import Alteration, Change, Way, alteration
 from feedback.conversations import Conversation, Signal, Spoken, Turn
 from feedback.events import IdentitySource, SignalKind
 from feedback.reactions import reaction
-from feedback.text import distance, plain, said
+from feedback.text import distance, said
 
 REGENERATION_HORIZON_S = 3600.0
 """The same history asked again later than this is a new visit."""
@@ -48,7 +48,9 @@ UNMISTAKABLE_WORDS = 5
 """A reply with so many words is known by its wording, wherever a shortened history puts it."""
 
 _SOURCE_WORDS = frozenset("citation citations footnotes further reference references source sources".split())
-_TOOL_WORDS = frozenset("arguments call called calling function invoked result results tool tools used using".split())
+_TOOL_WORDS = frozenset(
+    "arguments call called calling function invoked result results tool tools used using".split()
+)
 
 
 def infer(conversation: Conversation, *, retry_window_s: float = 2.0) -> list[Signal]:
@@ -163,7 +165,9 @@ def _resent(served: "_Served") -> Iterator[_Resent]:
     for turn in served.turns:
         older = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
         newest, original = _newest_reply(turn), served.origin(turn)
-        by_a_program = any(served.reworded(s, turn) for s in older if s is not newest and said(s.text) not in known)
+        by_a_program = any(
+            served.reworded(s, turn) for s in older if s is not newest and said(s.text) not in known
+        )
         if newest and original and not by_a_program and said(newest.text) not in known:
             yield _Resent(turn, newest.text, original, alteration(original.reply, newest.text))
         known.update(said(spoken.text) for spoken in older)
@@ -263,7 +267,9 @@ class _Served:
         ranked = sorted((distance(c.reply, newest.text), c.event_id, c) for c in candidates if c.reply)
         strange = turn.identity is not IdentitySource.EXPLICIT and len(ranked) > 1
         limit = MAX_STRANGE_DISTANCE if strange else MAX_EDIT_DISTANCE
-        cut = [c for _, _, c in ranked if alteration(c.reply, newest.text).way in (Way.NONE, Way.CUT, Way.LESS)]
+        cut = [
+            c for _, _, c in ranked if alteration(c.reply, newest.text).way in (Way.NONE, Way.CUT, Way.LESS)
+        ]
         if cut:
             return cut[-1]
         return ranked[0][2] if ranked and ranked[0][0] <= limit else None

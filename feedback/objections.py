@@ -31,7 +31,10 @@ _CONTRACTED = (
     (r"\bcannot\b|\bain'?t\b", "not"),
     (r"\b(is|are|was|were|does|do|did|has|have|had|would|could|should|must)n'?t\b", r"\1 not"),
     (r"\bi'?m\b(?!-)", "i am"),
-    (r"\bi was (?=(?:just )?(?:asking|talking|thinking|looking|hoping|referring|after|speaking|expecting)\b)", "i meant "),
+    (
+        r"\bi was (?=(?:just )?(?:asking|talking|thinking|looking|hoping|referring|after|speaking|expecting)\b)",
+        "i meant ",
+    ),
     (r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju)ly\b)[a-z]{3,}ly\b", ""),
     (r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
     (r"\b(i|you|we|they)'?ve\b", r"\1 have"),
@@ -104,7 +107,9 @@ _RIGHT = _words(
     "right correct true accurate it helpful useful working what the_one relevant good_enough like_that mine"
     " helping complete valid convincing"
 )
-_FINE = _words("bad far much hard difficult expensive many problem issue necessary urgent important all worry")
+_FINE = _words(
+    "bad far much hard difficult expensive many problem issue necessary urgent important all worry"
+)
 _TOO = "too " + _words(
     "long short wordy verbose vague general generic complicated technical rude harsh formal informal simple"
     " detailed brief abstract basic much many advanced superficial shallow dense cheerful stiff casual"
@@ -128,15 +133,15 @@ _FAILED = _words(
 _UNDERSTOOD = _words(
     "answer answered understand understood understanding read get listen listening address addressed mention"
     " mentioned include included follow followed help helping solve solved get_it got_it pay explain fix use"
-    " consider considered take notice give finish check see tell"
+    " answering addressing reading following paying getting consider considered take notice give finish check see tell"
 )
 _GAVE = _words(
     "gave give used use made make took picked chose told answered wrote said say got get put sent translated"
     " counted calculated assumed quoted listed showed described explained changed mixed wrote call called"
 )
 _AMISS = (
-    rf"(?:wrong|mistakes?|errors?|instead|different|another|opposite|twice|old|outdated|other (?:one|way|thing)"
-    rf"|nonsense|rubbish|garbage|useless|irrelevant)"
+    r"(?:wrong|mistakes?|errors?|instead|different|another|opposite|twice|old|outdated|other (?:one|way|thing)"
+    r"|nonsense|rubbish|garbage|useless|irrelevant)"
 )
 _AGAIN = _words("try check think calculate count look read do go start write answer explain")
 _PLAINER = _words(
@@ -153,8 +158,10 @@ _MEANT = _words(
     " talking_about requested told_you is_after expected referred"
 )
 _SAID_ELSEWHERE = _words("my him her them some someone somebody people around goodbye hello")
-_ASKED = _words("ask asked asking mean meant want wanted say said need needed look looking after expect expected"
-                " request requested hoping hoped thinking had is in_mind require")
+_ASKED = _words(
+    "ask asked asking mean meant want wanted say said need needed look looking after expect expected"
+    " request requested hoping hoped thinking had is in_mind require"
+)
 
 _GROUNDS: dict[str, tuple[str, ...]] = {
     "a verdict on the reply": (
@@ -188,7 +195,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     ),
     "what the user had meant": (
         rf"\bnot (?:\w+ )?what i (?:\w+ )?{_ASKED}\b",
-        rf"^(?:what )?i (?:\w+ )?{_MEANT}\b(?! (?:to|it|well|{_SAID_ELSEWHERE})\b)",
+        rf"^(?:what )?i (?:\w+ )?(?!(?:asked|said) {_SAID_ELSEWHERE}\b){_MEANT}\b(?! (?:to|it|well)\b)",
         r"^i not (?:ask|want|request|say)\b(?! (?:to|any|you)\b)",
         r"^i (?:need|want) something else\b",
         rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
@@ -201,7 +208,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     "what came of it": (
         r"\bno (?:luck|success|avail|change|effect|difference)\b",
         r"\b(?:same|another|an|the) (?:\w+ )?(?:error|result|problem|issue|exception)(?: as before| again)?$",
-        rf"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
+        r"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
         r"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same)\b",
     ),
 }
@@ -213,7 +220,7 @@ _REDO = tuple(
         rf"^(?:\w+ )?(?:redo|rewrite|fix|correct|double-?check|recheck|recalculate|reconsider|shorten|simplify|revise)"
         rf" (?:(?:it|that|this)(?: (?:again|please|properly|in|to|for|without|with))?$|your(?:self)?\b|the {_PART_OF_IT}"
         r"|the (?:mistake|error))|^redo$|^look it up\b",
-        rf"^(?:is|keep it|make it|i (?:need|want) it)(?: more| less| much)* {_PLAINER}\b",
+        rf"^(?:is|keep it|make it)(?: more| less| much)* {_PLAINER}\b",
         r"^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|\bshorter please\b",
         r"^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b",
         rf"^not {_UNWANTED}\b",
@@ -232,14 +239,16 @@ _REPORTED = re.compile(
     rf"{_SAYS}\b"
     r"|\baccording to\b|\bi (?:heard|read)\b(?! (?:my|your|the answer))"
 )
-_SUPPOSED = re.compile(r"^(?:\w+ )?(?:if|when|whenever|in case|unless|whether|assuming|suppose|imagine|because if)\b")
+_SUPPOSED = re.compile(
+    r"^(?:\w+ )?(?:if|when|whenever|in case|unless|whether|assuming|suppose|imagine|because if)\b"
+)
 _EXPLAINED = re.compile(r"^no wonder\b|\b(?:explains|that is) why\b")
 _PRAISE = re.compile(
-    rf"\b(?:exactly|just|precisely|perfect|that is|this is|it is|thanks|great) (?:(?:exactly|just|all) )?what i\b"
+    r"\b(?:exactly|just|precisely|perfect|that is|this is|it is|thanks|great) (?:(?:exactly|just|all) )?what i\b"
     r"|\b(?:exactly|precisely) what\b"
 )
 _SLIP = re.compile(
-    rf"^(?:(?:oh|ah|argh|ups|sorry)\W+)*(?:oops|whoops|ups|typo|autocorrect|never ?mind|nvm|scratch that|disregard"
+    r"^(?:(?:oh|ah|argh|ups|sorry)\W+)*(?:oops|whoops|ups|typo|autocorrect|never ?mind|nvm|scratch that|disregard"
     r"|my (?:bad|mistake|fault|error|apologies)|ignore (?:the|my|that)|i (?:pressed|hit|pasted|mistyped|misspelled|sent"
     r"|forgot|posted|clicked|accidentally|made a typo|should add|should mention)|wrong (?:window|chat|tab|button|file))\b"
 )
@@ -250,7 +259,7 @@ _MATERIAL = re.compile(
     re.DOTALL,
 )
 _CONTRAST = re.compile(
-    r"^(?!(?:i|you|we|it|that|this|he|she|they|there|great|good|nice|ok|thanks)\b)[^,?!]{1,40}, not [^,?!]{1,40}[.!]?$"
+    r"^(?!(?:i|you|we|it|that|this|he|she|they|there|great|good|nice|ok|thanks|no|nope|nah|yes|yeah|haha|oh|well|why)\b)[^,?!]{1,40}, not [^,?!]{1,40}[.!]?$"
 )
 _COMPILED = tuple((ground, re.compile("|".join(patterns))) for ground, patterns in _GROUNDS.items())
 
@@ -286,7 +295,9 @@ def _ground(clause: str) -> str:
     said = re.sub(rf"^(?:{_LEAD} )+", "", bare(clause.replace(",", "")).replace("?", ""))
     if _ASKED_BACK.search(said):
         return "asked to account for it"
-    if not re.match(r"(?:let me|i|shall i)\b", said) and any(p.search(_REQUESTS.sub("", said)) for p in _REDO):
+    if not re.match(r"(?:let me|i|shall i)\b", said) and any(
+        p.search(_REQUESTS.sub("", said)) for p in _REDO
+    ):
         return "once more, please"
     if clause.endswith("?"):
         return ""
@@ -297,7 +308,7 @@ def _ground(clause: str) -> str:
 
 def _swapped(words: Iterable[str]) -> dict[str, str]:
     """Every word with two neighbouring letters the wrong way round, and the word."""
-    known = set(words) | {"three", "form", "trial", "form", "how", "who", "won", "now", "own"}
+    known = set(words) | {"three", "form", "trial", "how", "who", "won", "now", "own"}
     return {
         slip: word
         for word in words
@@ -310,10 +321,27 @@ _SLIPS = _swapped(
     sorted(
         {
             word
-            for part in (_IS, _NOT, _DROPPED, _LEAD, _BAD, _GOOD, _TOO, _WORK, _FAILS, _FAILED, _UNDERSTOOD, _MEANT)
+            for part in (
+                _IS,
+                _NOT,
+                _DROPPED,
+                _LEAD,
+                _BAD,
+                _GOOD,
+                _TOO,
+                _WORK,
+                _FAILS,
+                _FAILED,
+                _UNDERSTOOD,
+                _MEANT,
+            )
             for word in re.findall(r"[a-z]{4,}", part)
         }
-        | set("you but was the not and that this what which your answer reply question everything thanks thank".split())
-        | set("doesn didn isn wasn aren couldn appreciated appreciate cheers there again sure think nope fine problem worries want need".split())
+        | set(
+            "you but was the not and that this what which your answer reply question everything thanks thank".split()
+        )
+        | set(
+            "doesn didn isn wasn aren couldn appreciated appreciate cheers there again sure think nope fine problem worries want need".split()
+        )
     )
 )
