@@ -13,8 +13,8 @@ MAX_MARK_WORDS = 6
 """So many words say at most that something was left out."""
 
 _ELLIPSIS = re.compile(
-    r"[\[(<{]*\s*(?:\.\.\.|…)\s*[\])>}]*|[\[(<{][^\])>}\n]{0,40}\b(?:truncated|omitted|snip\w*|cut|removed|shortened)"
-    r"\b[^\])>}\n]{0,40}[\])>}]",
+    r"[\[(<{][^\])>}\n]{0,40}\b(?:truncated|omitted|snip\w*|cut|removed|shortened)\b[^\])>}\n]{0,40}[\])>}]"
+    r"|[\[(<{]*\s*(?:\.\.\.|…)\s*[\])>}]*",
     re.IGNORECASE,
 )
 _MASK = re.compile(

@@ -191,7 +191,7 @@ def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
 
 
 def _habitual(change: Change) -> bool:
-    """Whether a client would do it to one reply after another: the same words around it, or in their place."""
+    """Whether a client would do it to one reply after another: the same around it, or instead of it."""
     around = change.at_start or change.at_end
     return (around or change.replaces) and len(change.old) + len(change.new) >= REPEATED_WORDS
 

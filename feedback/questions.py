@@ -27,7 +27,7 @@ BIAS = -4.93
 _WORDS = re.compile(r"[^\W_]+")
 _AIMS = {
     "cost": "cost costs price prices cheap cheaper cheapest expensive afford pay salary fee fees charge",
-    "difference": "difference differences differ differs different vs versus compare compared comparison distinguish",
+    "difference": "difference differences differ differs different vs versus compare compared comparison",
     "reason": "why reason reasons cause causes caused because wrong",
     "amount": "many much amount count often",
     "duration": "long time minutes hours weeks duration",
@@ -47,12 +47,13 @@ for _aim, _aim_words in _AIMS.items():
     for _word in _aim_words.split():
         _AIMS_OF.setdefault(_word, set()).add(_aim)
 _ASKING = frozenset(
-    "advice anything best better briefly brief correct correctly describe detail details do doing easiest easy"
-    " exactly example explain explanation find fix go going good great guide handle healthy idea ideas instructions"
-    " kind know learn like looking love make makes making method necessary notice one ones out part point possible"
-    " practice procedure process proper properly question quick quickly recommended right say short show sign signs"
-    " simple simply solution solve something sort start step steps stop suggest suggestion suggestions take tell"
-    " text thing things tip tips tutorial type use using version want way ways what work works write".split()
+    "advice anything best better briefly brief correct correctly describe detail details do doing easiest"
+    " easy exactly example explain explanation find fix go going good great guide handle healthy idea"
+    " ideas instructions kind know learn like looking love make makes making method necessary notice one"
+    " ones out part point possible practice procedure process proper properly question quick quickly"
+    " recommended right say short show sign signs simple simply solution solve something sort start step"
+    " steps stop suggest suggestion suggestions take tell text thing things tip tips tutorial type use"
+    " using version want way ways what work works write".split()
 )
 _NAME = re.compile(r"(?<=[\w,'] )(?!I\b)[A-Z]\w+")
 _NUMBERS = {
@@ -69,14 +70,14 @@ _OPEN = re.compile(
 )
 _REQUEST = re.compile(r"^(?:please |kindly )?(?:can|could|would|will) you\b")
 _LEAD = re.compile(
-    r"^(?:(?:ok|okay|good|great|alright|all right|fine|nice|makes sense|cool|got it|i see|thanks|thank you|thx|lovely"
-    r"|perfect|understood|wow|interesting|sure|right|hm+|well|so)\b[^\w]+)+"
+    r"^(?:(?:ok|okay|good|great|alright|all right|fine|nice|makes sense|cool|got it|i see|thanks|thank you"
+    r"|thx|lovely|perfect|understood|wow|interesting|sure|right|hm+|well|so)\b[^\w]+)+"
 )
 _GOES_ON = re.compile(
     r"(?:and|also|what about|how about|then|next|now|another|one more|besides|in addition|finally|lastly"
     r"|a (?:further|second|different|follow-?up) question|on another note|by the way|btw)\b"
 )
-_AGAIN = r"(?:again|differently|another way|otherwise|once more|like this|this way|more (?:clearly|precisely|simply))"
+_AGAIN = r"(?:again|differently|another way|otherwise|once more|(?:like )?this(?: way)?|more (?:clear|precise|simp)ly)"
 _I_WILL = r"(?:(?:i'll|i will|i'd like to|i should|i could|let me|let's|can i|may i|i|to) )?"
 _ANNOUNCED = re.compile(
     r"^(?:(?:ok|okay|well|sorry|hm+|so|no|right|alright|please|perhaps|maybe|or)\W+)*(?:"
@@ -89,7 +90,8 @@ _ANNOUNCED = re.compile(
     r"|to be more (?:precise|specific|clear)\b"
     r"|(?:back to (?:my|the) |(?:the |my )?(?:same|original) |my )question(?: again)?\b"
     r"(?! (?:for|about|is|was|but (?:for|with|about)))(?=[^?]*?[:,.])"
-    r"|(?:what|all) i(?:'d| would)?(?:'m| am)? (?:want(?:ed)?|like|trying|need(?:ed)?) (?:to (?:know|ask)|is to know)\b"
+    r"|(?:what|all) i(?:'d| would)?(?:'m| am)? (?:want(?:ed)?|like|trying|need(?:ed)?) "
+    r"(?:to (?:know|ask)|is to know)\b"
     r"|(?:clearer|differently|answer my question)\b"
     r"|(?:another|second|next|new) (?:try|attempt|way to ask)\b"
     r")[^\w]*"

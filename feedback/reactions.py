@@ -18,8 +18,8 @@ _NO = re.compile(
 _FINE = re.compile(
     r"^\W*(?:(?:no|nope|nah)\W+)*(?:"
     r"thanks|thank you|thx|nothing|everything|enough|not (?:now|today|yet)"
-    r"|(?:that|this|it)(?:'s| is| was| will be| would be)? (?:all|it|fine|great|good|perfect|ok|okay|everything|cool"
-    r"|enough|clear|helpful|what i needed)"
+    r"|(?:that|this|it)(?:'s| is| was| will be| would be)? (?:all|it|fine|great|good|perfect|ok|okay|cool"
+    r"|everything|enough|clear|helpful|what i needed)"
     r"|(?:all|everything)(?:'s| is)? (?:good|fine|set|clear|done)|go ahead|please go|you(?:'re| are) right"
     r"|(?:i'?m|i am|we'?re|we are) (?:good|fine|done|all set|ok|okay|happy|sorted)"
     r"|i(?:'ve| have)? (?:got|have) (?:it|everything|what i|all)"
@@ -35,16 +35,18 @@ _OFFER = re.compile(
     r"|(?:is|was) (?:that|this|it) (?:what|clear|ok|okay|helpful|correct|right)"
     r")\b"
 )
-"""A question that asks nothing of the user's affairs: a no to it alone says little, with a clause it objects."""
+"""A question that asks nothing of the user's affairs: what follows a no to it is meant for the reply."""
 _OWN_AFFAIRS = re.compile(r"^\W*(?:(?:no|nope|nah)\W+)*(?:i|we|my|our)\b(?! (?:need|want|mean|ask))")
 _THANKS = re.compile(
     r"\b(?:"
-    r"thanks|thank (?:you|u|ya)|thx|tnx|thnx|thanx|thks|ty|tysm|tyvm|cheers|much obliged|kudos|bless you|much appreciated|you(?:'re| are) the best"
-    r"|(?:really |greatly )?appreciate (?:it|that|this|your|the)|(?:so|very) grateful|lifesaver"
+    r"thanks|thank (?:you|u|ya)|thx|tnx|thnx|thanx|thks|ty|tysm|tyvm|cheers|kudos|much obliged|bless you"
+    r"|(?:really |greatly )?appreciate (?:it|that|this|your|the)|much appreciated"
+    r"|(?:so|very) grateful|you(?:'re| are) the best|lifesaver"
     r")\b"
 )
 _NO_THANKS = re.compile(
-    r"\bthank(?:s| you)(?: in advance|[- ](?:letter|note|card|e-?mail|speech|message|gift|party)|s? for nothing)"
+    r"\bthank(?:s| you) in advance|\bthanks? (?:you )?for nothing"
+    r"|\bthank(?:s| you)[- ](?:letter|note|card|e-?mail|speech|message|gift|party)"
     r"|\b(?:say|saying|write|said|a|the|of|my|your|to|without)[- ]thank"
 )
 

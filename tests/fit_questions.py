@@ -1,4 +1,4 @@
-"""Fits the weights of `feedback.questions`: `python -m tests.fit_questions` prints them, and how they carry over.
+"""Fits `feedback.questions`: `python -m tests.fit_questions` prints them and how they carry over.
 
 Logistic regression with an L2 prior, by Newton's method. A weight whose sign contradicts what the feature is
 for is set to 0 and the others are fitted anew, so that each can be read as a reason.
