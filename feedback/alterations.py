@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from feedback.text import said
 
+MAX_WORDS = 4000
+"""Of longer replies only the beginnings are compared."""
 MAX_MARK_WORDS = 6
 """So many words say at most that something was left out."""
 
@@ -63,7 +65,7 @@ class Alteration(NamedTuple):
 @lru_cache(maxsize=8192)
 def alteration(served: str, resent: str) -> Alteration:
     """What became of the words of `served`."""
-    before, after = said(served), said(resent)
+    before, after = said(served)[:MAX_WORDS], said(resent)[:MAX_WORDS]
     if sorted(before) == sorted(after) or "".join(before) == "".join(after):
         return Alteration(Way.NONE)
     changes = frozenset(_changes(before, after))

@@ -8,6 +8,7 @@ there, and looks at words alone: it finds the place in the dialogue at which a r
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -178,11 +179,18 @@ def _read(message: Message) -> _Read:
     role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
     text, text_only = content_text(message), is_text_only(message)
     if text_only:
-        wording = f"{role}\x1f{plain(text)}\x1e".encode("utf-8", "surrogatepass")
-        words = f"{role}\x1f{' '.join(said(text)) or plain(text)}\x1e".encode("utf-8", "surrogatepass")
+        wording, words = _hashed(role, text)
     else:
         words = wording = canonical({**message, "role": role}) + b"\x1e"
     return _Read(role, text, text_only, wording, words)
+
+
+@lru_cache(maxsize=8192)
+def _hashed(role: str, text: str) -> tuple[bytes, bytes]:
+    """The bytes that stand for a message of text: its wording, and its words alone."""
+    forms = plain(text), " ".join(said(text)) or plain(text)
+    wording, words = (f"{role}\x1f{form}\x1e".encode("utf-8", "surrogatepass") for form in forms)
+    return wording, words
 
 
 def _digest(messages: Iterable[_Read]) -> str:

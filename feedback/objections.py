@@ -35,7 +35,10 @@ _CONTRACTED = (
         r"\bi was (?=(?:just )?(?:asking|talking|speaking|thinking|looking|hoping|referring|after)\b)",
         "i meant ",
     ),
-    (r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju)ly\b)[a-z]{3,}ly\b", ""),
+    (
+        r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju|friend|like|love|sil|week|month|year)ly\b)[a-z]{3,}ly\b",
+        "",
+    ),
     (r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
     (r"\b(i|you|we|they)'?ve\b", r"\1 have"),
     (r"\b(that|it|what|there|here|he|she|who|where|how)'s\b|\b(that|what|there)s\b", r"\1\2 is"),
@@ -88,7 +91,7 @@ _PART_OF_IT = _words(
 _REPLY = (
     r"(?:(?:that|this|it|these|those|which|none of (?:that|this|it|these|them)|half of (?:that|this|it))"
     rf"(?: (?:one|last one|here|thing))?|(?:your|the|this|that|these|those|its)(?: \w+)? {_PART_OF_IT}"
-    r"|(?:step|line|point|part|number|paragraph|item|option) \w+)"
+    r"|(?:step|line|point|part|number|paragraph|item|option) (?:\d+|one|two|three|four|five|[a-d])\b)"
 )
 _BAD = _words(
     "wrong incorrect false untrue mistaken inaccurate nonsense rubbish garbage useless unhelpful outdated"
@@ -97,7 +100,7 @@ _BAD = _words(
     " hallucinated fabricated invented flawed invalid unusable obsolete backwards upside_down vague"
     " generic off_topic out_of_date beside_the_point no_good no_help no_use not_it a_mess a_mistake"
     " an_error a_lie a_joke a_different_question impossible contradictory illogical the_opposite the_wrong"
-    " missing fishy suspicious dubious questionable"
+    " fishy suspicious dubious questionable"
 )
 _GOOD = _words(
     "right correct true accurate helpful useful working what how why where it good enough relevant"
@@ -192,7 +195,8 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"^i (?:\w+ )?(?:doubt (?:it|that|this|your)|disagree)\b",
         r"^i not (?:think|believe|buy)(?: that| it| this)?$",
         rf"\bsure (?:that |about )?.*\b(?:not|{_BAD})\b",
-        r"\bnot (?:\w+ )?(?:sure|convinced)(?: that| about)? (?:that|this|it|your)\b",
+        r"\bnot (?:\w+ )?(?:sure|convinced)(?: that| about)? (?:that|this|it|your)\b(?! (?:i|we|my|our)\b)",
+        r"^(?:there is )?no need to is \w+$",
         rf"^(?:i (?:think|believe|fear|guess|suspect) )?(?:that |this |it )?is {_BAD}$",
         r"^(?:since when|says who)\b",
         r"\bi (?:know|knew|tried|said) (?:that|this|all that|it)(?: before| myself| one)?$",
@@ -209,7 +213,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     "what the user had meant": (
         rf"\bnot (?:\w+ )?what i (?:\w+ )?{_ASKED}\b",
         rf"^(?:what )?i (?:\w+ )?(?!(?:asked|said) {_SAID_ELSEWHERE}\b){_MEANT}\b(?! (?:to|it|well)\b)",
-        r"^i not (?:ask|want|request|say)\b(?! (?:to|any|you)\b)",
+        r"^i not (?:ask|request|say)\b(?! (?:to|any|you)\b)|^i not want .*\bi (?:want|need)\b",
         r"^i (?:need|want) something else\b",
         rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
         r"\b(?:my|the) (?:\w+ )?(?:question|message|request|point) (?:is|concerned|concerns)\b(?! how\b.*\?)",
@@ -257,7 +261,7 @@ _SUPPOSED = re.compile(
 )
 _EXPLAINED = re.compile(r"^no wonder\b|\b(?:explains|that is) why\b")
 _PRAISE = re.compile(
-    r"\b(?:exactly|just|precisely|perfect|thanks|great|(?:that|this|it) is) (?:(?:exactly|just|all) )?what i\b"
+    r"\b(?:exactly|just|precisely|perfect|thanks|great|(?:that|this|it) is) (?:(?:just|all) )?what i\b"
     r"|\b(?:exactly|precisely) what\b"
 )
 _SLIP = re.compile(

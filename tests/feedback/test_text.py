@@ -2,7 +2,7 @@
 
 import pytest
 
-from feedback.text import content_words, distance, near_duplicate_key, overlap, plain
+from feedback.text import content_words, distance, near_duplicate_key, overlap, plain, said
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,18 @@ def test_overlap_of_nothing_is_no_overlap():
 
 def test_a_text_of_filler_words_alone_still_has_a_key():
     assert near_duplicate_key("How are you?") != near_duplicate_key("Who is it?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It's **1,500** kronor",
+        "its 1500 Kronor.",
+        "<p>It&#39;s&nbsp;1&nbsp;500 kronor</p>",
+        "<think>Sweden.</think>It\u2019s 1.500 kronor [1] \U0001f600",
+        "1. It's 1'500 kronor (https://example.org/fee)",
+    ],
+)
+def test_words_survive_what_programs_do_to_a_text(text):
+    """Or a client that escapes HTML would look like a person who edits every reply."""
+    assert said(text) == ("its", "1500", "kronor")

