@@ -10,7 +10,7 @@ import numpy as np
 
 from feedback import questions
 from tests.feedback import requests
-from tests.feedback.heldout import HELDOUT
+from tests.feedback.released import RELEASED
 from tests.feedback.requests import Case
 from tests.feedback.wordings import DEVELOPMENT
 
@@ -24,7 +24,7 @@ Vector = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 def sets() -> dict[str, list[Case]]:
     return {
         "development": requests.of(DEVELOPMENT),
-        "second": requests.of(HELDOUT),
+        "second": requests.of(RELEASED),
         "hard": requests.hard(),
     }
 

@@ -1,6 +1,6 @@
 """Questions asked again in other words, and questions that only look like it: what the weights are fitted to.
 
-A third set beside the two halves of `wordings`, harder than both: most of what follows shares two words or
+A third set beside the two development sets, harder than both: most of what follows shares two words or
 more with the question.
 """
 
@@ -8,7 +8,7 @@ import random
 from itertools import permutations
 from typing import NamedTuple
 
-from tests.feedback.wordings import Half
+from tests.feedback.wordings import Material
 
 
 class Case(NamedTuple):
@@ -199,7 +199,7 @@ def hard() -> list[Case]:
     ]
 
 
-def of(half: Half, seed: int = 1) -> list[Case]:
+def of(half: Material, seed: int = 1) -> list[Case]:
     """The same of a half of the generated traffic, and its other topics, too."""
     rng = random.Random(seed)
     cases = []

@@ -1,8 +1,8 @@
-"""The second half of `wordings`, held out until the inference was developed on it, too."""
+"""The second set to develop on: held out at first, released when `unseen` took its place."""
 
-from tests.feedback.wordings import Half, Topic
+from tests.feedback.wordings import Material, Topic
 
-HELDOUT = Half(
+RELEASED = Material(
     topics=(
         Topic(
             (
