@@ -14,16 +14,19 @@ and keep their weight. The same is asked about each account and subject, for tho
 """
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from math import exp, fsum, log, sqrt
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
+from feedback import consensus
+from feedback.consensus import Floats
 from feedback.pairs import cluster_of
 from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Demonstration, Grade, Pair
@@ -31,6 +34,10 @@ from feedback.text import content_words
 
 PRIOR = 0.02
 """Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
+SUBJECT_PRIOR = 0.1
+DISSENT_ROUNDS = 2
+EVIDENCE = log(9.0)
+"""nats that one vote may speak for or against its account."""
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
 QUARANTINE_VOTES = 10.0
@@ -55,17 +62,12 @@ NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
 _SUBJECT_ROUNDS = 8
 """Times that subjects are cut: each cut raises the share of those not cut."""
-_SHRINKAGE = 3.0
-"""A word's voices are averaged as if this many silent ones were among them."""
-_BINS = 6
-_BIN_PRIOR = 4.0
 _SUBJECTS = 6
 _WORDS = 48
 
-K = TypeVar("K")
 Rated = Grade | Pair | Demonstration
-
-_Voices = dict[str, float]
+Place = tuple[str, str]
+"""An account and a subject."""
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,11 +103,13 @@ class _Vote(NamedTuple):
     account: str
     subjects: tuple[str, ...]
     signs: dict[str, float]
-    """1 for each word the vote is for, -1 for each it is against."""
-    voice: float
-    """What it adds to each word's voices: less for what everybody does, more for what is rare."""
+    """Words of the reply, 1 each; of a comparison the chosen reply's words 1, the other's -1."""
+    side: float
+    """1 for up or preferred, -1 for down."""
+    graded: bool
+    """Whether it is about one reply, not two."""
     share: float
-    """1 / sqrt(the account's votes on this prompt state): near-duplicates are not so many witnesses."""
+    """1 / sqrt(the account's votes on near-duplicates of this prompt): they are not so many witnesses."""
 
 
 def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collection[str] = ()) -> Trust:
@@ -116,22 +120,18 @@ def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collectio
     graded, paired = sorted(grades, key=lambda g: g.grade_id), sorted(pairs, key=lambda p: p.pair_id)
     votes = _votes(graded, paired)
     rows: list[Grade | Pair] = [*graded, *paired]
-    accounts = {row.user for row in rows}
-    honest = dict.fromkeys(accounts, 1.0)
-    on_subject: dict[tuple[str, str], float] = {}
-    agreements: list[float] = []
-    for _ in range(ROUNDS):
-        margins = _margins(votes, honest, on_subject)
-        agreements = _log_odds(votes, margins)
-        honest |= _posterior((vote.account, odds) for vote, odds in zip(votes, agreements, strict=True))
-        on_subject = _posterior(
-            ((vote.account, subject), odds)
-            for vote, odds in zip(votes, agreements, strict=True)
-            for subject in vote.subjects
-        )
-        honest |= dict.fromkeys(accounts & set(trusted), 1.0)
-        on_subject = {place: 1.0 if place[0] in trusted else p for place, p in on_subject.items()}
-    record = _record(votes, agreements)
+    honest = {row.user: 1.0 for row in rows}
+    on_subject: dict[Place, float] = {}
+    against_V = np.zeros(len(votes))
+    said = consensus.ballots([(v.account, v.signs, v.side, v.graded) for v in votes])
+    usual_V = _usual_voices(votes)
+    for _ in range(ROUNDS if votes else 0):
+        weight_V = usual_V * [honest[v.account] * _least(on_subject, v.account, v.subjects) for v in votes]
+        merit_V, bias_V = consensus.expected(said, weight_V)
+        against_V = _evidence(votes, said.side_V, bias_V + merit_V, bias_V - merit_V)
+        honest = {**honest, **_honesty(votes, against_V, trusted)}
+        on_subject = _on_subjects(votes, said, usual_V, bias_V + merit_V, against_V, trusted)
+    record = _record(votes, against_V)
     suspended = {**_opposed(honest, record), **_hasty(rows)}
     return Trust(
         honest=honest,
@@ -184,35 +184,28 @@ def subjects_of(row: Grade | Pair | Demonstration) -> tuple[str, ...]:
 
 
 def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[_Vote]:
-    base = _habit(grades)
-    states: dict[tuple[str, str], int] = defaultdict(int)
-    rows: list[Grade | Pair] = [*grades, *pairs]
-    for row in rows:
-        states[row.user, row.prompt_digest] += 1
-    votes: list[tuple[Grade | Pair, dict[str, float], float]] = []
+    found: list[tuple[Grade | Pair, dict[str, float], float]] = []
     for g in grades:
-        side = 1.0 if g.p > 0.5 else -1.0 if g.p < 0.5 else 0.0
-        votes.append((g, {word: side for word in _words(g.reply)} if side else {}, abs(side - base)))
+        if g.p != 0.5:
+            found.append((g, dict.fromkeys(_words(g.reply), 1.0), 1.0 if g.p > 0.5 else -1.0))
     for p in pairs:
         chosen, rejected = _words(p.chosen), _words(p.rejected)
         signs = {w: 1.0 for w in chosen - rejected} | {w: -1.0 for w in rejected - chosen}
-        votes.append((p, signs if p.p > 0.5 else {}, 1.0))
+        found.append((p, signs if p.p > 0.5 else {}, 1.0))
+    clusters = Counter((row.user, cluster_of(row.prompt)) for row, signs, _ in found if signs)
     return [
-        _Vote(row.user, about, _about(signs, about), voice, 1.0 / sqrt(states[row.user, row.prompt_digest]))
-        for row, signs, voice in votes
+        _Vote(
+            account=row.user,
+            subjects=about,
+            signs=_about(signs, about),
+            side=side,
+            graded=isinstance(row, Grade),
+            share=1.0 / sqrt(clusters[row.user, cluster_of(row.prompt)]),
+        )
+        for row, signs, side in found
         for about in [subjects_of(row)]
-        if signs and voice
+        if signs
     ]
-
-
-def _habit(grades: Iterable[Grade]) -> float:
-    """How favourable the average account's average grade is, -1..1."""
-    by_account: dict[str, list[float]] = defaultdict(list)
-    for g in grades:
-        if g.p != 0.5:
-            by_account[g.user].append(1.0 if g.p > 0.5 else -1.0)
-    means = [fsum(sides) / len(sides) for sides in by_account.values()]
-    return fsum(means) / len(means) if means else 0.0
 
 
 def _words(text: str) -> frozenset[str]:
@@ -225,78 +218,69 @@ def _about(signs: Mapping[str, float], subjects: Iterable[str]) -> dict[str, flo
     return {**dict(sorted(signs.items())), **together}
 
 
-def _margins(
-    votes: Sequence[_Vote], honest: Mapping[str, float], on_subject: Mapping[tuple[str, str], float]
-) -> list[float]:
-    """How strongly all other accounts' voices speak for each vote; negative when they speak against it."""
-    own: dict[str, _Voices] = defaultdict(lambda: defaultdict(float))
+def _usual_voices(votes: Sequence[_Vote]) -> Floats:
+    """What each vote weighs in what is expected of others: no account more than SUBJECT_TIMES what is usual."""
+    totals: dict[Place, float] = defaultdict(float)
     for vote in votes:
-        mine = own[vote.account]
-        for feature, sign in vote.signs.items():
-            mine[feature] += sign * vote.voice
-    total: _Voices = defaultdict(float)
-    number: _Voices = defaultdict(float)
-    for account, mine in own.items():
-        for feature, said in mine.items():
-            h = honest[account] * _heard(on_subject, account, feature)
-            mine[feature] = h * min(1.0, max(-1.0, said))
-            total[feature] += mine[feature]
-            number[feature] += h
-
-    def others(feature: str, account: str) -> float:
-        """Honest voices about it, without the account's own."""
-        return max(0.0, number[feature] - honest[account] * _heard(on_subject, account, feature))
-
-    margins = []
-    for vote in votes:
-        mine = own[vote.account]
-        said = fsum(
-            sign * (total[f] - mine[f]) / (others(f, vote.account) + _SHRINKAGE)
-            for f, sign in vote.signs.items()
-        )
-        margins.append(said / sqrt(len(vote.signs)))
-    return margins
+        for subject in vote.subjects:
+            totals[vote.account, subject] += vote.share
+    usual = SUBJECT_TIMES * _median(totals.values())
+    scale = {place: min(1.0, usual / total) for place, total in totals.items()}
+    return np.array([vote.share * _least(scale, vote.account, vote.subjects) for vote in votes])
 
 
-def _heard(on_subject: Mapping[tuple[str, str], float], account: str, feature: str) -> float:
-    subject, _, word = feature.partition("\x1f")
-    return on_subject.get((account, subject), 1.0) if word else 1.0
+def _evidence(votes: Sequence[_Vote], side_V: Floats, one_V: Floats, other_V: Floats) -> Floats:
+    """log P(vote | one) - log P(vote | other) in nats, within ±EVIDENCE, times each vote's share."""
+    apart_V = np.logaddexp(0.0, -side_V * other_V) - np.logaddexp(0.0, -side_V * one_V)
+    return np.clip(apart_V, -EVIDENCE, EVIDENCE) * np.array([vote.share for vote in votes])
 
 
-def _log_odds(votes: Sequence[_Vote], margins: Sequence[float]) -> list[float]:
-    """± log(q / (1 - q)) of each vote, times its share; q by bins of equally many votes by |margin|."""
-    number: dict[str, float] = defaultdict(float)
-    for vote in votes:
-        number[vote.account] += vote.share
-    edges = [abs(m) for m in sorted(margins, key=abs)[len(margins) // _BINS :: max(1, len(margins) // _BINS)]]
-    bins = [bisect_right(edges, abs(m)) for m in margins]
-    agreed: dict[int, float] = defaultdict(float)
-    seen: dict[int, float] = defaultdict(float)
-    for vote, margin, place in zip(votes, margins, bins, strict=True):
-        one_account_one_word = vote.share / number[vote.account]
-        seen[place] += one_account_one_word
-        agreed[place] += one_account_one_word * (margin > 0.0)
-    surely = {
-        place: min(0.9, max(0.5, (agreed[place] + _BIN_PRIOR / 2) / (seen[place] + _BIN_PRIOR)))
-        for place in seen
-    }
-    return [
-        vote.share * (0.0 if margin == 0.0 else 1.0 if margin > 0.0 else -1.0) * _logit(surely[place])
-        for vote, margin, place in zip(votes, margins, bins, strict=True)
-    ]
-
-
-def _posterior(evidence: Iterable[tuple[K, float]]) -> dict[K, float]:
-    """P(honest) by whatever the evidence is grouped by, as a share of the prior's: no evidence is no loss."""
-    odds: dict[K, list[float]] = defaultdict(list)
-    for key, log_odds in evidence:
-        odds[key].append(log_odds)
+def _honesty(votes: Sequence[_Vote], against_V: Floats, trusted: Collection[str]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for vote, odds in zip(votes, against_V, strict=True):
+        found[vote.account].append(float(odds))
     return {
-        key: min(1.0, _sigmoid(fsum(found) - _logit(PRIOR)) / (1.0 - PRIOR)) for key, found in odds.items()
+        account: 1.0 if account in trusted else _posterior(fsum(odds), PRIOR) for account, odds in found.items()
     }
 
 
-def _record(votes: Sequence[_Vote], log_odds: Sequence[float]) -> dict[str, tuple[float, float]]:
+def _on_subjects(
+    votes: Sequence[_Vote],
+    said: consensus.Ballots,
+    usual_V: Floats,
+    expected_V: Floats,
+    against_V: Floats,
+    trusted: Collection[str],
+) -> dict[Place, float]:
+    place_number: dict[Place, int] = {}
+    vote_N: list[int] = []
+    place_N: list[int] = []
+    for n, vote in enumerate(votes):
+        for subject in vote.subjects:
+            vote_N.append(n)
+            place_N.append(place_number.setdefault((vote.account, subject), len(place_number)))
+    evidence_P = np.bincount(place_N, against_V[vote_N], len(place_number))
+    for _ in range(DISSENT_ROUNDS):
+        doubt_P = 1.0 - _kept(evidence_P)
+        doubt_V = np.zeros(len(votes))
+        np.maximum.at(doubt_V, vote_N, doubt_P[place_N])
+        merit_V, bias_V = consensus.expected(said, usual_V * doubt_V)
+        shared_V = _evidence(votes, said.side_V, expected_V, merit_V + bias_V)
+        evidence_P = np.minimum(np.bincount(place_N, shared_V[vote_N], len(place_number)), np.bincount(place_N, against_V[vote_N], len(place_number)))
+    kept_P = _kept(evidence_P)
+    return {place: 1.0 if place[0] in trusted else float(kept_P[n]) for place, n in place_number.items()}
+
+
+def _kept(evidence_P):
+    return np.minimum(1.0, (1.0 / (1.0 + np.exp(-np.clip(evidence_P - _logit(SUBJECT_PRIOR), -50, 50)))) / (1.0 - SUBJECT_PRIOR))
+
+
+def _posterior(evidence: float, prior: float) -> float:
+    """P(honest) as a share of the prior's: no evidence is no loss."""
+    return min(1.0, _sigmoid(evidence - _logit(prior)) / (1.0 - prior))
+
+
+def _record(votes: Sequence[_Vote], log_odds: Floats) -> dict[str, tuple[float, float]]:
     record: dict[str, tuple[float, float]] = {}
     for vote, odds in zip(votes, log_odds, strict=True):
         agreed, disagreed = record.get(vote.account, (0.0, 0.0))
