@@ -37,8 +37,7 @@ class Ballots:
     graded_V: Floats
     """1 for a vote on a single reply, 0 for a comparison."""
     fold_V: Ints
-    start_V: Ints
-    """Where each vote's words begin."""
+    vote_N: Ints
     feature_N: Ints
     sign_N: Floats
     features: int
@@ -62,7 +61,7 @@ def ballots(votes: Sequence[Ballot]) -> Ballots:
         side_V=np.array([side for _, _, side, _ in votes], dtype=float),
         graded_V=np.array([graded for *_, graded in votes], dtype=float),
         fold_V=np.array([_fold(account) for account, *_ in votes], dtype=np.int64),
-        start_V=np.cumsum([0, *lengths], dtype=np.int64),
+        vote_N=np.repeat(np.arange(len(votes)), lengths),
         feature_N=np.array([n for words in known for n, _ in words], dtype=np.int64),
         sign_N=np.array([sign for words in known for _, sign in words], dtype=float),
         features=len(number),
@@ -75,11 +74,11 @@ def expected(votes: Ballots, weight_V: Floats) -> tuple[Floats, Floats]:
     Returns: merit_V, x·β about its weighted mean over grades, and bias_V, what everybody's ups and downs come to at
     the mean; both in nats, the bias 0 for comparisons.
     """
-    merit_V, bias_V = np.zeros_like(weight_V), np.zeros_like(weight_V)
+    merit_V, bias_V, room_N = np.zeros_like(weight_V), np.zeros_like(weight_V), np.empty_like(votes.sign_N)
     for fold in range(FOLDS):
         own_V = votes.fold_V == fold
-        beta_F, bias = fit(votes, np.where(own_V, 0.0, weight_V), np.zeros_like(weight_V))
-        said_V = _times(votes, beta_F)
+        beta_F, bias = fit(votes, np.where(own_V, 0.0, weight_V))
+        said_V = _times(votes, beta_F, room_N)
         graded_V = weight_V * votes.graded_V
         mean = float(graded_V @ said_V / max(graded_V.sum(), 1e-9))
         merit_V[own_V] = (said_V - mean * votes.graded_V)[own_V]
@@ -87,39 +86,40 @@ def expected(votes: Ballots, weight_V: Floats) -> tuple[Floats, Floats]:
     return merit_V, bias_V
 
 
-def fit(votes: Ballots, weight_V: Floats, offset_V: Floats) -> tuple[Floats, float]:
-    """β_F and the bias that minimise -Σ w log σ(side · (offset + bias + x·β)) + RIDGE (β² + bias²) / 2.
+def fit(votes: Ballots, weight_V: Floats) -> tuple[Floats, float]:
+    """β_F and the bias that minimise -Σ w log σ(side · (bias + x·β)) + RIDGE (β² + bias²) / 2.
 
     Nesterov's method; the step of each coefficient is the inverse of a bound on its curvature,
     Σ_i w_i |x_if| Σ_g |x_ig| / 4 + RIDGE.
     """
-    length_V = np.diff(votes.start_V) + votes.graded_V
-    curve_F = np.bincount(
-        votes.feature_N, np.repeat(weight_V * length_V, np.diff(votes.start_V)), votes.features
-    )
+    room_N = np.empty_like(votes.sign_N)
+    length_V = np.bincount(votes.vote_N, minlength=len(weight_V)) + votes.graded_V
+    curve_F = np.bincount(votes.feature_N, (weight_V * length_V)[votes.vote_N], votes.features)
     step_F = 1.0 / (curve_F / 4.0 + RIDGE)
     step = 1.0 / (float(weight_V @ (length_V * votes.graded_V)) / 4.0 + RIDGE)
     beta_F, bias = np.zeros(votes.features), 0.0
     ahead_F, ahead = beta_F, bias
     for n in range(STEPS):
-        said_V = votes.side_V * (offset_V + ahead * votes.graded_V + _times(votes, ahead_F))
+        said_V = votes.side_V * (ahead * votes.graded_V + _times(votes, ahead_F, room_N))
         pull_V = weight_V * votes.side_V / (1.0 + np.exp(np.minimum(said_V, 500.0)))
         last_F, last = beta_F, bias
-        beta_F = ahead_F + step_F * (_transposed(votes, pull_V) - RIDGE * ahead_F)
+        beta_F = ahead_F + step_F * (_transposed(votes, pull_V, room_N) - RIDGE * ahead_F)
         bias = ahead + step * (float(pull_V @ votes.graded_V) - RIDGE * ahead)
         momentum = n / (n + 3.0)
         ahead_F, ahead = beta_F + momentum * (beta_F - last_F), bias + momentum * (bias - last)
     return beta_F, bias
 
 
-def _times(votes: Ballots, beta_F: Floats) -> Floats:
-    sums = np.concatenate([[0.0], np.cumsum(votes.sign_N * beta_F[votes.feature_N])])
-    return np.asarray(sums[votes.start_V[1:]] - sums[votes.start_V[:-1]])
+def _times(votes: Ballots, beta_F: Floats, room_N: Floats) -> Floats:
+    np.take(beta_F, votes.feature_N, out=room_N, mode="clip")
+    np.multiply(room_N, votes.sign_N, out=room_N)
+    return np.bincount(votes.vote_N, room_N, len(votes.side_V))
 
 
-def _transposed(votes: Ballots, pull_V: Floats) -> Floats:
-    pull_N = np.repeat(pull_V, np.diff(votes.start_V))
-    return np.bincount(votes.feature_N, votes.sign_N * pull_N, votes.features)
+def _transposed(votes: Ballots, pull_V: Floats, room_N: Floats) -> Floats:
+    np.take(pull_V, votes.vote_N, out=room_N, mode="clip")
+    np.multiply(room_N, votes.sign_N, out=room_N)
+    return np.bincount(votes.feature_N, room_N, votes.features)
 
 
 def _fold(account: str) -> int:

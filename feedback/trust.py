@@ -16,6 +16,7 @@ and keep their weight. The same is asked about each account and subject, for tho
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from math import exp, fsum, log, sqrt
@@ -26,7 +27,7 @@ import msgspec
 import numpy as np
 
 from feedback import consensus
-from feedback.consensus import Floats
+from feedback.consensus import Floats, Ints
 from feedback.pairs import cluster_of
 from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Demonstration, Grade, Pair
@@ -35,7 +36,6 @@ from feedback.text import content_words
 PRIOR = 0.02
 """Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
 SUBJECT_PRIOR = 0.1
-DISSENT_ROUNDS = 2
 EVIDENCE = log(9.0)
 """nats that one vote may speak for or against its account."""
 QUARANTINE_ODDS = 0.99
@@ -62,6 +62,7 @@ NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
 _SUBJECT_ROUNDS = 8
 """Times that subjects are cut: each cut raises the share of those not cut."""
+_TRUST_DIGITS = 4
 _SUBJECTS = 6
 _WORDS = 48
 
@@ -118,24 +119,16 @@ def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collectio
     Args: trusted, accounts that an operator vouches for: never opposed, never in quarantine.
     """
     graded, paired = sorted(grades, key=lambda g: g.grade_id), sorted(pairs, key=lambda p: p.pair_id)
-    votes = _votes(graded, paired)
-    rows: list[Grade | Pair] = [*graded, *paired]
-    honest = {row.user: 1.0 for row in rows}
-    on_subject: dict[Place, float] = {}
-    against_V = np.zeros(len(votes))
-    said = consensus.ballots([(v.account, v.signs, v.side, v.graded) for v in votes])
-    usual_V = _usual_voices(votes)
-    for _ in range(ROUNDS if votes else 0):
-        weight_V = usual_V * [honest[v.account] * _least(on_subject, v.account, v.subjects) for v in votes]
-        merit_V, bias_V = consensus.expected(said, weight_V)
-        against_V = _evidence(votes, said.side_V, bias_V + merit_V, bias_V - merit_V)
-        honest = {**honest, **_honesty(votes, against_V, trusted)}
-        on_subject = _on_subjects(votes, said, usual_V, bias_V + merit_V, against_V, trusted)
+    votes, rows = _votes(graded, paired), [*graded, *paired]
+    accounts = _grouped([(vote.account,)] for vote in votes)
+    places = _grouped([(vote.account, subject) for subject in vote.subjects] for vote in votes)
+    honest_A, kept_P, against_V = _believed(votes, accounts, places, trusted)
+    honest = {row.user: 1.0 for row in rows} | {account: p for (account,), p in accounts.named(honest_A)}
     record = _record(votes, against_V)
     suspended = {**_opposed(honest, record), **_hasty(rows)}
     return Trust(
         honest=honest,
-        on_subject=on_subject,
+        on_subject=dict(places.named(kept_P)),
         record=record,
         suspended={account: why for account, why in sorted(suspended.items()) if account not in trusted},
     )
@@ -218,66 +211,84 @@ def _about(signs: Mapping[str, float], subjects: Iterable[str]) -> dict[str, flo
     return {**dict(sorted(signs.items())), **together}
 
 
-def _usual_voices(votes: Sequence[_Vote]) -> Floats:
-    """What each vote weighs in what is expected of others: no account more than SUBJECT_TIMES what is usual."""
-    totals: dict[Place, float] = defaultdict(float)
-    for vote in votes:
-        for subject in vote.subjects:
-            totals[vote.account, subject] += vote.share
-    usual = SUBJECT_TIMES * _median(totals.values())
-    scale = {place: min(1.0, usual / total) for place, total in totals.items()}
-    return np.array([vote.share * _least(scale, vote.account, vote.subjects) for vote in votes])
+def _believed(
+    votes: Sequence[_Vote], accounts: "_Groups", places: "_Groups", trusted: Collection[str]
+) -> tuple[Floats, Floats, Floats]:
+    """P(honest) of accounts and of accounts on a subject, and each vote's evidence for the former, nats."""
+    honest_A, kept_P, against_V = np.ones(len(accounts.keys)), np.ones(len(places.keys)), np.zeros(len(votes))
+    if not votes:
+        return honest_A, kept_P, against_V
+    ballots = consensus.ballots([(v.account, v.signs, v.side, v.graded) for v in votes])
+    share_V, usual_V = np.array([vote.share for vote in votes]), _usual_voices(votes, places)
+    for _ in range(ROUNDS):
+        weight_V = usual_V * accounts.least(honest_A) * places.least(kept_P)
+        merit_V, bias_V = consensus.expected(ballots, weight_V)
+        against_V = share_V * _evidence(ballots, bias_V + merit_V, bias_V - merit_V)
+        honest_A = _posterior(accounts.sums(against_V), PRIOR)
+        opposed_P = _posterior(places.sums(against_V), SUBJECT_PRIOR)
+        doubt_V = 1.0 - places.least(np.minimum(opposed_P, kept_P))
+        theirs_V = sum(consensus.expected(ballots, usual_V * doubt_V))
+        shared_V = share_V * _evidence(ballots, bias_V + merit_V, theirs_V)
+        kept_P = _posterior(np.minimum(places.sums(against_V), places.sums(shared_V)), SUBJECT_PRIOR)
+        honest_A[accounts.of(trusted)] = 1.0
+        kept_P[places.of(trusted)] = 1.0
+    return honest_A, kept_P, against_V
 
 
-def _evidence(votes: Sequence[_Vote], side_V: Floats, one_V: Floats, other_V: Floats) -> Floats:
-    """log P(vote | one) - log P(vote | other) in nats, within ±EVIDENCE, times each vote's share."""
-    apart_V = np.logaddexp(0.0, -side_V * other_V) - np.logaddexp(0.0, -side_V * one_V)
-    return np.clip(apart_V, -EVIDENCE, EVIDENCE) * np.array([vote.share for vote in votes])
+def _usual_voices(votes: Sequence[_Vote], places: "_Groups") -> Floats:
+    """Each vote's voice in what is expected of others: nobody has more than SUBJECT_TIMES the usual."""
+    share_V = np.array([vote.share for vote in votes])
+    total_P = places.sums(share_V)
+    usual = SUBJECT_TIMES * _median(total_P.tolist())
+    return share_V * places.least(np.minimum(1.0, usual / total_P))
 
 
-def _honesty(votes: Sequence[_Vote], against_V: Floats, trusted: Collection[str]) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for vote, odds in zip(votes, against_V, strict=True):
-        found[vote.account].append(float(odds))
-    return {
-        account: 1.0 if account in trusted else _posterior(fsum(odds), PRIOR) for account, odds in found.items()
-    }
+def _evidence(ballots: consensus.Ballots, one_V: Floats, other_V: Floats) -> Floats:
+    """log P(vote | logit one) - log P(vote | logit other) in nats, within ±EVIDENCE."""
+    apart_V = np.logaddexp(0.0, -ballots.side_V * other_V) - np.logaddexp(0.0, -ballots.side_V * one_V)
+    return np.clip(apart_V, -EVIDENCE, EVIDENCE)
 
 
-def _on_subjects(
-    votes: Sequence[_Vote],
-    said: consensus.Ballots,
-    usual_V: Floats,
-    expected_V: Floats,
-    against_V: Floats,
-    trusted: Collection[str],
-) -> dict[Place, float]:
-    place_number: dict[Place, int] = {}
-    vote_N: list[int] = []
-    place_N: list[int] = []
-    for n, vote in enumerate(votes):
-        for subject in vote.subjects:
-            vote_N.append(n)
-            place_N.append(place_number.setdefault((vote.account, subject), len(place_number)))
-    evidence_P = np.bincount(place_N, against_V[vote_N], len(place_number))
-    for _ in range(DISSENT_ROUNDS):
-        doubt_P = 1.0 - _kept(evidence_P)
-        doubt_V = np.zeros(len(votes))
-        np.maximum.at(doubt_V, vote_N, doubt_P[place_N])
-        merit_V, bias_V = consensus.expected(said, usual_V * doubt_V)
-        shared_V = _evidence(votes, said.side_V, expected_V, merit_V + bias_V)
-        evidence_P = np.minimum(np.bincount(place_N, shared_V[vote_N], len(place_number)), np.bincount(place_N, against_V[vote_N], len(place_number)))
-    kept_P = _kept(evidence_P)
-    return {place: 1.0 if place[0] in trusted else float(kept_P[n]) for place, n in place_number.items()}
-
-
-def _kept(evidence_P):
-    return np.minimum(1.0, (1.0 / (1.0 + np.exp(-np.clip(evidence_P - _logit(SUBJECT_PRIOR), -50, 50)))) / (1.0 - SUBJECT_PRIOR))
-
-
-def _posterior(evidence: float, prior: float) -> float:
+def _posterior(evidence_K: Floats, prior: float) -> Floats:
     """P(honest) as a share of the prior's: no evidence is no loss."""
-    return min(1.0, _sigmoid(evidence - _logit(prior)) / (1.0 - prior))
+    honest_K = 1.0 / (1.0 + np.exp(np.clip(_logit(prior) - evidence_K, -500.0, 500.0)))
+    return np.round(np.minimum(1.0, honest_K / (1.0 - prior)), _TRUST_DIGITS)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Votes by what they have in common; a vote may be in several groups. K group, N vote in a group."""
+
+    keys: list[tuple[str, ...]]
+    key_N: Ints
+    vote_N: Ints
+    votes: int
+
+    def sums(self, found_V: Floats) -> Floats:
+        return np.bincount(self.key_N, found_V[self.vote_N], len(self.keys))
+
+    def least(self, found_K: Floats) -> Floats:
+        """The least of each vote's groups; 1 for votes in none."""
+        least_V = np.ones(self.votes)
+        np.minimum.at(least_V, self.vote_N, found_K[self.key_N])
+        return least_V
+
+    def of(self, accounts: Collection[str]) -> list[int]:
+        return [n for n, key in enumerate(self.keys) if key[0] in accounts]
+
+    def named(self, found_K: Floats) -> Iterable[tuple[tuple[str, ...], float]]:
+        return zip(self.keys, found_K.tolist(), strict=True)
+
+
+def _grouped(keys: Iterable[Iterable[tuple[str, ...]]]) -> _Groups:
+    number: dict[tuple[str, ...], int] = {}
+    found = [[number.setdefault(key, len(number)) for key in own] for own in keys]
+    return _Groups(
+        keys=list(number),
+        key_N=np.array([n for own in found for n in own], dtype=np.int64),
+        vote_N=np.repeat(np.arange(len(found)), [len(own) for own in found]),
+        votes=len(found),
+    )
 
 
 def _record(votes: Sequence[_Vote], log_odds: Floats) -> dict[str, tuple[float, float]]:
