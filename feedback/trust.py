@@ -35,7 +35,7 @@ from feedback.text import content_words
 
 PRIOR = 0.02
 """Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
-SUBJECT_PRIOR = 0.1
+SUBJECT_PRIOR = 0.2
 EVIDENCE = log(9.0)
 """nats that one vote may speak for or against its account."""
 QUARANTINE_ODDS = 0.99
@@ -56,7 +56,7 @@ BURST_TIMES = 10.0
 CLOCKWORK_SIGNALS = 20
 CLOCKWORK_SPREAD = 0.05
 """Clockwork: pauses whose standard deviation is less than this share of their mean."""
-ROUNDS = 3
+ROUNDS = 2
 """Times that voices are weighed by the honesty found with them."""
 NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
@@ -144,20 +144,21 @@ def weigh(
 ) -> Weighed:
     """The rows by what their account's word counts, without those in quarantine.
 
-    Honesty first; then accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to
-    NEWCOMER_TIMES the median account, and no subject has more than `subject_cap` of the weight, or its
-    share of the voices. Account caps are `raters.cap_accounts`' work.
+    Accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to NEWCOMER_TIMES the median
+    account, and what is left counts as far as it is believed: the other way round the loud would buy back what
+    doubt takes. No subject has more than `subject_cap` of the weight, or its share of the voices. Account
+    caps are `raters.cap_accounts`' work.
     """
     rows: list[Grade | Pair | Demonstration] = [*grades, *pairs, *demonstrations]
     kept = [row for row in rows if row.user not in trust.suspended]
     subjects = [subjects_of(row) for row in kept]
-    weights = [
-        row.weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
-        for row, about in zip(kept, subjects, strict=True)
-    ]
     shares = _shares_of_voices(kept, subjects, trust)
-    weights = _one_subject(kept, subjects, weights, shares)
+    weights = _one_subject(kept, subjects, [row.weight for row in kept], shares)
     weights = _newcomers(kept, weights, trust)
+    weights = [
+        weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
+        for row, about, weight in zip(kept, subjects, weights, strict=True)
+    ]
     weights = _whole_subjects(subjects, weights, shares, subject_cap)
     made = [
         msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
