@@ -1,16 +1,15 @@
-"""What everybody else would say of a reply: a logistic model of votes on words, fitted without the voter.
+"""What everybody else would say of a reply: logistic models of votes on words, fitted without the voter.
 
-Functions of the votes given; knows no accounts' honesty, which comes in as weights.
+    logit P(vote i is up) = offset_i + x_i·β        x: 1 for each feature of the reply
 
-    logit P(vote i is up) = bias + x_i·β        x: the reply's words, and each word with what was asked about
+For a comparison x is the difference of its two replies. β is found by ridge regression on the votes of the
+accounts in other folds, so that nobody, however loud, has a say in what is expected of them. Knows nothing of
+honesty, which comes in as weights.
 
-For a comparison x is the difference of its replies and there is no bias. β is fitted by ridge regression on the
-votes of the accounts in other folds, so that nobody, however loud, has a say in what is expected of them.
-
-Legend: V vote, N word of a vote (all votes in a row), F feature.
+Legend: V vote, N feature of a vote (all votes in a row), F feature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import log
@@ -20,109 +19,88 @@ from numpy.typing import NDArray
 
 FOLDS = 4
 """Parts of the accounts; each is predicted from the three others."""
-RIDGE = 10.0
-"""Penalty β²·RIDGE / 2: a word must have been judged a few times to matter."""
 STEPS = 30
-"""Steps of accelerated gradient descent."""
+"""Steps of accelerated gradient descent: the residual is then a few per cent of the penalty's own bias."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Ballots:
+class Features:
     """Votes as rows of a sparse matrix of ±1."""
 
-    side_V: Floats
-    """1 for up, or for the reply that was preferred; -1 for down."""
-    graded_V: Floats
-    """1 for a vote on a single reply, 0 for a comparison."""
     fold_V: Ints
     vote_N: Ints
     feature_N: Ints
     sign_N: Floats
-    features: int
+    number: int
 
 
-Ballot = tuple[str, Mapping[str, float], float, bool]
-"""Account, words by sign, side, and whether it is about a single reply."""
-
-
-def ballots(votes: Sequence[Ballot]) -> Ballots:
-    """The votes' words as numbers; words that only one account has voted on say nothing of others and go."""
+def features(accounts: Sequence[str], signs: Iterable[Mapping[str, float]]) -> Features:
+    """The votes' features by name as a matrix; those that one account alone has voted on tell nothing of others
+    and go."""
+    rows = list(signs)
     speakers: dict[str, str | None] = {}
-    for account, words, _, _ in votes:
-        for word in words:
-            if speakers.setdefault(word, account) != account:
-                speakers[word] = None
-    number = {word: n for n, word in enumerate(w for w, account in speakers.items() if account is None)}
-    known = [[(number[word], sign) for word, sign in words.items() if word in number] for _, words, _, _ in votes]
-    lengths = [len(words) for words in known]
-    return Ballots(
-        side_V=np.array([side for _, _, side, _ in votes], dtype=float),
-        graded_V=np.array([graded for *_, graded in votes], dtype=float),
-        fold_V=np.array([_fold(account) for account, *_ in votes], dtype=np.int64),
-        vote_N=np.repeat(np.arange(len(votes)), lengths),
-        feature_N=np.array([n for words in known for n, _ in words], dtype=np.int64),
-        sign_N=np.array([sign for words in known for _, sign in words], dtype=float),
-        features=len(number),
+    for account, row in zip(accounts, rows, strict=True):
+        for name in row:
+            if speakers.setdefault(name, account) != account:
+                speakers[name] = None
+    number = {name: n for n, name in enumerate(name for name, only in speakers.items() if only is None)}
+    known = [[(number[name], sign) for name, sign in row.items() if name in number] for row in rows]
+    return Features(
+        fold_V=np.array([_fold(account) for account in accounts], dtype=np.int64),
+        vote_N=np.repeat(np.arange(len(rows)), [len(row) for row in known]),
+        feature_N=np.array([n for row in known for n, _ in row], dtype=np.int64),
+        sign_N=np.array([sign for row in known for _, sign in row], dtype=float),
+        number=len(number),
     )
 
 
-def expected(votes: Ballots, weight_V: Floats) -> tuple[Floats, Floats]:
-    """What the accounts in other folds would say of each vote's reply.
+def habit(graded_V: Floats, side_V: Floats, weight_V: Floats) -> Floats:
+    """Log-odds of an up among votes on single replies, for those; 0 for comparisons."""
+    up, down = (float((weight_V * graded_V) @ (side_V == side)) for side in (1.0, -1.0))
+    return log((up + 1.0) / (down + 1.0)) * graded_V
 
-    Returns: merit_V, x·β about its weighted mean over grades, and bias_V, what everybody's ups and downs come to at
-    the mean; both in nats, the bias 0 for comparisons.
-    """
-    merit_V, bias_V, room_N = np.zeros_like(weight_V), np.zeros_like(weight_V), np.empty_like(votes.sign_N)
+
+def expected(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ridge: float) -> Floats:
+    """x·β for each vote, β from the accounts in other folds, in nats."""
+    said_V = np.zeros_like(weight_V)
     for fold in range(FOLDS):
-        own_V = votes.fold_V == fold
-        beta_F, bias = fit(votes, np.where(own_V, 0.0, weight_V))
-        said_V = _times(votes, beta_F, room_N)
-        graded_V = weight_V * votes.graded_V
-        mean = float(graded_V @ said_V / max(graded_V.sum(), 1e-9))
-        merit_V[own_V] = (said_V - mean * votes.graded_V)[own_V]
-        bias_V[own_V] = ((bias + mean) * votes.graded_V)[own_V]
-    return merit_V, bias_V
+        own_V = x.fold_V == fold
+        beta_F = fit(x, side_V, np.where(own_V, 0.0, weight_V), offset_V, ridge)
+        said_V[own_V] = _times(x, beta_F, np.empty_like(x.sign_N))[own_V]
+    return said_V
 
 
-def fit(votes: Ballots, weight_V: Floats) -> tuple[Floats, float]:
-    """β_F and the bias that minimise -Σ w log σ(side · (bias + x·β)) + RIDGE β² / 2.
+def fit(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ridge: float) -> Floats:
+    """β_F that minimises Σ -w log σ(side · (offset + x·β)) + ridge β² / 2, by Nesterov's method.
 
-    Nesterov's method; the step of each coefficient is the inverse of a bound on its curvature,
-    Σ_i w_i |x_if| Σ_g |x_ig| / 4 + RIDGE.
+    The step of each coefficient is the inverse of a bound on its curvature, Σ_i w_i |x_if| Σ_g |x_ig| / 4 + ridge.
     """
-    room_N = np.empty_like(votes.sign_N)
-    length_V = np.bincount(votes.vote_N, minlength=len(weight_V)) + votes.graded_V
-    curve_F = np.bincount(votes.feature_N, (weight_V * length_V)[votes.vote_N], votes.features)
-    step_F = 1.0 / (curve_F / 4.0 + RIDGE)
-    graded_V = weight_V * votes.graded_V
-    step = 4.0 / (float(graded_V @ length_V) + 1.0)
-    up, down = (float(graded_V @ (votes.side_V == side)) for side in (1.0, -1.0))
-    beta_F, bias = np.zeros(votes.features), log((up + 1.0) / (down + 1.0))
-    ahead_F, ahead = beta_F, bias
+    room_N = np.empty_like(x.sign_N)
+    length_V = np.bincount(x.vote_N, minlength=len(weight_V))
+    curve_F = np.bincount(x.feature_N, (weight_V * length_V)[x.vote_N], x.number)
+    step_F = 1.0 / (curve_F / 4.0 + ridge)
+    beta_F = ahead_F = np.zeros(x.number)
     for n in range(STEPS):
-        said_V = votes.side_V * (ahead * votes.graded_V + _times(votes, ahead_F, room_N))
-        pull_V = weight_V * votes.side_V / (1.0 + np.exp(np.minimum(said_V, 500.0)))
-        last_F, last = beta_F, bias
-        beta_F = ahead_F + step_F * (_transposed(votes, pull_V, room_N) - RIDGE * ahead_F)
-        bias = ahead + step * float(pull_V @ votes.graded_V)
-        momentum = n / (n + 3.0)
-        ahead_F, ahead = beta_F + momentum * (beta_F - last_F), bias + momentum * (bias - last)
-    return beta_F, bias
+        said_V = side_V * (offset_V + _times(x, ahead_F, room_N))
+        pull_V = weight_V * side_V / (1.0 + np.exp(np.minimum(said_V, 500.0)))
+        last_F, beta_F = beta_F, ahead_F + step_F * (_transposed(x, pull_V, room_N) - ridge * ahead_F)
+        ahead_F = beta_F + n / (n + 3.0) * (beta_F - last_F)
+    return beta_F
 
 
-def _times(votes: Ballots, beta_F: Floats, room_N: Floats) -> Floats:
-    np.take(beta_F, votes.feature_N, out=room_N, mode="clip")
-    np.multiply(room_N, votes.sign_N, out=room_N)
-    return np.bincount(votes.vote_N, room_N, len(votes.side_V))
+def _times(x: Features, beta_F: Floats, room_N: Floats) -> Floats:
+    np.take(beta_F, x.feature_N, out=room_N, mode="clip")
+    np.multiply(room_N, x.sign_N, out=room_N)
+    return np.bincount(x.vote_N, room_N, len(x.fold_V))
 
 
-def _transposed(votes: Ballots, pull_V: Floats, room_N: Floats) -> Floats:
-    np.take(pull_V, votes.vote_N, out=room_N, mode="clip")
-    np.multiply(room_N, votes.sign_N, out=room_N)
-    return np.bincount(votes.feature_N, room_N, votes.features)
+def _transposed(x: Features, pull_V: Floats, room_N: Floats) -> Floats:
+    np.take(pull_V, x.vote_N, out=room_N, mode="clip")
+    np.multiply(room_N, x.sign_N, out=room_N)
+    return np.bincount(x.feature_N, room_N, x.number)
 
 
 def _fold(account: str) -> int:

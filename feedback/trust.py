@@ -16,28 +16,20 @@ and keep their weight. The same is asked about each account and subject, for tho
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from math import exp, fsum, log, sqrt
+from math import fsum, sqrt
 from statistics import median
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
-from feedback import consensus
-from feedback.consensus import Floats, Ints
+from feedback.dissent import Place, Vote, believe
 from feedback.pairs import cluster_of
 from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Demonstration, Grade, Pair
 from feedback.text import content_words
 
-PRIOR = 0.02
-"""Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
-SUBJECT_PRIOR = 0.2
-EVIDENCE = log(9.0)
-"""nats that one vote may speak for or against its account."""
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
 QUARANTINE_VOTES = 10.0
@@ -56,19 +48,14 @@ BURST_TIMES = 10.0
 CLOCKWORK_SIGNALS = 20
 CLOCKWORK_SPREAD = 0.05
 """Clockwork: pauses whose standard deviation is less than this share of their mean."""
-ROUNDS = 2
-"""Times that voices are weighed by the honesty found with them."""
 NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
 _SUBJECT_ROUNDS = 8
 """Times that subjects are cut: each cut raises the share of those not cut."""
-_TRUST_DIGITS = 4
 _SUBJECTS = 6
 _WORDS = 48
 
 Rated = Grade | Pair | Demonstration
-Place = tuple[str, str]
-"""An account and a subject."""
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +72,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
 
     honest: dict[str, float]
     """Probability that an account is not opposed, 0..1."""
-    on_subject: dict[tuple[str, str], float]
+    on_subject: dict[Place, float]
     """The same of an account on one subject alone."""
     record: dict[str, tuple[float, float]]
     """Votes that agreed and disagreed with what all others would predict; n on one prompt state count √n."""
@@ -100,19 +87,6 @@ class Weighed(NamedTuple):
     quarantined: list[Quarantined]
 
 
-class _Vote(NamedTuple):
-    account: str
-    subjects: tuple[str, ...]
-    signs: dict[str, float]
-    """Words of the reply, 1 each; of a comparison the chosen reply's words 1, the other's -1."""
-    side: float
-    """1 for up or preferred, -1 for down."""
-    graded: bool
-    """Whether it is about one reply, not two."""
-    share: float
-    """1 / sqrt(the account's votes on near-duplicates of this prompt): they are not so many witnesses."""
-
-
 def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collection[str] = ()) -> Trust:
     """Who agrees with the others and who opposes them, from rows with one rater each.
 
@@ -120,15 +94,13 @@ def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collectio
     """
     graded, paired = sorted(grades, key=lambda g: g.grade_id), sorted(pairs, key=lambda p: p.pair_id)
     votes, rows = _votes(graded, paired), [*graded, *paired]
-    accounts = _grouped([(vote.account,)] for vote in votes)
-    places = _grouped([(vote.account, subject) for subject in vote.subjects] for vote in votes)
-    honest_A, kept_P, against_V = _believed(votes, accounts, places, trusted)
-    honest = {row.user: 1.0 for row in rows} | {account: p for (account,), p in accounts.named(honest_A)}
-    record = _record(votes, against_V)
+    found = believe(votes, trusted)
+    honest = {row.user: 1.0 for row in rows} | found.honest
+    record = _record(votes, found.evidence)
     suspended = {**_opposed(honest, record), **_hasty(rows)}
     return Trust(
         honest=honest,
-        on_subject=dict(places.named(kept_P)),
+        on_subject=found.on_subject,
         record=record,
         suspended={account: why for account, why in sorted(suspended.items()) if account not in trusted},
     )
@@ -177,7 +149,7 @@ def subjects_of(row: Grade | Pair | Demonstration) -> tuple[str, ...]:
     return tuple(cluster_of(row.prompt).split()[:_SUBJECTS])
 
 
-def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[_Vote]:
+def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[Vote]:
     found: list[tuple[Grade | Pair, dict[str, float], float]] = []
     for g in grades:
         if g.p != 0.5:
@@ -188,16 +160,15 @@ def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[_Vote]:
         found.append((p, signs if p.p > 0.5 else {}, 1.0))
     clusters = Counter((row.user, cluster_of(row.prompt)) for row, signs, _ in found if signs)
     return [
-        _Vote(
+        Vote(
             account=row.user,
-            subjects=about,
-            signs=_about(signs, about),
+            subjects=subjects_of(row),
+            words=dict(sorted(signs.items())),
             side=side,
             graded=isinstance(row, Grade),
             share=1.0 / sqrt(clusters[row.user, cluster_of(row.prompt)]),
         )
         for row, signs, side in found
-        for about in [subjects_of(row)]
         if signs
     ]
 
@@ -206,95 +177,9 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(sorted(content_words(text))[:_WORDS])
 
 
-def _about(signs: Mapping[str, float], subjects: Iterable[str]) -> dict[str, float]:
-    """Words alone, and words said about a subject."""
-    together = {f"{subject}\x1f{word}": sign for subject in subjects for word, sign in sorted(signs.items())}
-    return {**dict(sorted(signs.items())), **together}
-
-
-def _believed(
-    votes: Sequence[_Vote], accounts: "_Groups", places: "_Groups", trusted: Collection[str]
-) -> tuple[Floats, Floats, Floats]:
-    """P(honest) of accounts and of accounts on a subject, and each vote's evidence for the former, nats."""
-    honest_A, kept_P, against_V = np.ones(len(accounts.keys)), np.ones(len(places.keys)), np.zeros(len(votes))
-    if not votes:
-        return honest_A, kept_P, against_V
-    ballots = consensus.ballots([(v.account, v.signs, v.side, v.graded) for v in votes])
-    share_V, usual_V = np.array([vote.share for vote in votes]), _usual_voices(votes, places)
-    for _ in range(ROUNDS):
-        weight_V = usual_V * accounts.least(honest_A) * places.least(kept_P)
-        merit_V, bias_V = consensus.expected(ballots, weight_V)
-        against_V = share_V * _evidence(ballots, bias_V + merit_V, bias_V - merit_V)
-        honest_A = _posterior(accounts.sums(against_V), PRIOR)
-        opposed_P = _posterior(places.sums(against_V), SUBJECT_PRIOR)
-        doubt_V = 1.0 - places.least(np.minimum(opposed_P, kept_P))
-        theirs_V = sum(consensus.expected(ballots, usual_V * doubt_V))
-        shared_V = share_V * _evidence(ballots, bias_V + merit_V, theirs_V)
-        kept_P = _posterior(np.minimum(places.sums(against_V), places.sums(shared_V)), SUBJECT_PRIOR)
-        honest_A[accounts.of(trusted)] = 1.0
-        kept_P[places.of(trusted)] = 1.0
-    return honest_A, kept_P, against_V
-
-
-def _usual_voices(votes: Sequence[_Vote], places: "_Groups") -> Floats:
-    """Each vote's voice in what is expected of others: nobody has more than SUBJECT_TIMES the usual."""
-    share_V = np.array([vote.share for vote in votes])
-    total_P = places.sums(share_V)
-    usual = SUBJECT_TIMES * _median(total_P.tolist())
-    return share_V * places.least(np.minimum(1.0, usual / total_P))
-
-
-def _evidence(ballots: consensus.Ballots, one_V: Floats, other_V: Floats) -> Floats:
-    """log P(vote | logit one) - log P(vote | logit other) in nats, within ±EVIDENCE."""
-    apart_V = np.logaddexp(0.0, -ballots.side_V * other_V) - np.logaddexp(0.0, -ballots.side_V * one_V)
-    return np.clip(apart_V, -EVIDENCE, EVIDENCE)
-
-
-def _posterior(evidence_K: Floats, prior: float) -> Floats:
-    """P(honest) as a share of the prior's: no evidence is no loss."""
-    honest_K = 1.0 / (1.0 + np.exp(np.clip(_logit(prior) - evidence_K, -500.0, 500.0)))
-    return np.round(np.minimum(1.0, honest_K / (1.0 - prior)), _TRUST_DIGITS)
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Votes by what they have in common; a vote may be in several groups. K group, N vote in a group."""
-
-    keys: list[tuple[str, ...]]
-    key_N: Ints
-    vote_N: Ints
-    votes: int
-
-    def sums(self, found_V: Floats) -> Floats:
-        return np.bincount(self.key_N, found_V[self.vote_N], len(self.keys))
-
-    def least(self, found_K: Floats) -> Floats:
-        """The least of each vote's groups; 1 for votes in none."""
-        least_V = np.ones(self.votes)
-        np.minimum.at(least_V, self.vote_N, found_K[self.key_N])
-        return least_V
-
-    def of(self, accounts: Collection[str]) -> list[int]:
-        return [n for n, key in enumerate(self.keys) if key[0] in accounts]
-
-    def named(self, found_K: Floats) -> Iterable[tuple[tuple[str, ...], float]]:
-        return zip(self.keys, found_K.tolist(), strict=True)
-
-
-def _grouped(keys: Iterable[Iterable[tuple[str, ...]]]) -> _Groups:
-    number: dict[tuple[str, ...], int] = {}
-    found = [[number.setdefault(key, len(number)) for key in own] for own in keys]
-    return _Groups(
-        keys=list(number),
-        key_N=np.array([n for own in found for n in own], dtype=np.int64),
-        vote_N=np.repeat(np.arange(len(found)), [len(own) for own in found]),
-        votes=len(found),
-    )
-
-
-def _record(votes: Sequence[_Vote], log_odds: Floats) -> dict[str, tuple[float, float]]:
+def _record(votes: Sequence[Vote], evidence: Sequence[float]) -> dict[str, tuple[float, float]]:
     record: dict[str, tuple[float, float]] = {}
-    for vote, odds in zip(votes, log_odds, strict=True):
+    for vote, odds in zip(votes, evidence, strict=True):
         agreed, disagreed = record.get(vote.account, (0.0, 0.0))
         record[vote.account] = (
             agreed + vote.share * (odds > 0.0),
@@ -366,7 +251,7 @@ def _one_subject(
             place[row.user, subject].append(weight)
     totals = {where: fsum(found) for where, found in place.items()}
     usual = SUBJECT_TIMES * _median(totals.values())
-    scale: dict[tuple[str, str], float] = {}
+    scale: dict[Place, float] = {}
     for (who, subject), total in totals.items():
         rest, share = fsum(account[who]) - total, shares[subject]
         if share < 1.0 and total > (allowed := max(usual, rest * share / (1.0 - share))):
@@ -401,7 +286,7 @@ def _whole_subjects(
             for subject in about:
                 by_subject[subject].append(weight)
         everything = fsum(found)
-        scale: dict[tuple[str, str], float] = {}
+        scale: dict[Place, float] = {}
         for subject, parts in by_subject.items():
             share, total = allowed[subject], fsum(parts)
             rest = everything - total
@@ -444,11 +329,3 @@ def _quarantined(rows: Iterable[Rated], trust: Trust) -> list[Quarantined]:
 def _median(values: Iterable[float]) -> float:
     found = list(values)
     return float(median(found)) if found else 0.0
-
-
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + exp(-x)) if x > -700.0 else 0.0
-
-
-def _logit(p: float) -> float:
-    return log(p / (1.0 - p))
