@@ -38,8 +38,7 @@ class Features:
 
 
 def features(accounts: Sequence[str], signs: Iterable[Mapping[str, float]]) -> Features:
-    """The votes' features by name as a matrix; those that one account alone has voted on tell nothing of others
-    and go."""
+    """The votes' features as a matrix, without those that one account alone has voted on."""
     rows = list(signs)
     speakers: dict[str, str | None] = {}
     for account, row in zip(accounts, rows, strict=True):
@@ -76,7 +75,7 @@ def expected(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ri
 def fit(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ridge: float) -> Floats:
     """β_F that minimises Σ -w log σ(side · (offset + x·β)) + ridge β² / 2, by Nesterov's method.
 
-    The step of each coefficient is the inverse of a bound on its curvature, Σ_i w_i |x_if| Σ_g |x_ig| / 4 + ridge.
+    Each coefficient's step is the inverse of a bound on its curvature, Σ_i w_i |x_if| Σ_g |x_ig| / 4 + ridge.
     """
     room_N = np.empty_like(x.sign_N)
     length_V = np.bincount(x.vote_N, minlength=len(weight_V))

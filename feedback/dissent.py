@@ -6,16 +6,16 @@
        log odds(honest) += log P(vote | bias + merit) - log P(vote | bias - merit)
 
    Odd tastes follow neither and keep their weight; who likes or dislikes everything does, too.
-2. *Does it follow a line about the subject that few share?* A slow drip lies rarely, and each lie may be right
-   by the way. So those in doubt about a subject, and they alone, are fitted as well, and whoever their common
-   line predicts better than everybody's does is one of them:
+2. *Does it follow a line about the subject that few share?* A slow drip lies rarely, and each lie may be
+   right by the way. So those in doubt about a subject are fitted on their own, and whoever their common line
+   predicts better than everybody's does is one of them:
 
        log odds(honest about s) += log P(vote | everybody's line) - log P(vote | the doubted accounts' line)
 
    They are first sought where a subject drifts from what is said of all others, then in what they share.
 
-Both lines are fitted without the voter's own votes. Most voices on a subject must be honest: where liars are the
-majority, they are the consensus. Functions of the votes given, in the order given; deletes and weighs nothing.
+Both lines are fitted without the voter's own votes. Most voices on a subject must be honest: where liars are
+the majority, they are the consensus. Functions of the votes in the order given; deletes and weighs nothing.
 
 Legend: V vote, K group of votes, N vote in a group, A account, P place (an account on a subject).
 """
@@ -32,7 +32,7 @@ from feedback.consensus import Floats, Ints
 
 PRIOR = 0.02
 """Share of accounts that are taken to be opposed before any evidence."""
-SUBJECT_PRIOR = 0.3
+SUBJECT_PRIOR = 0.5
 """The same of accounts on one subject: what is in doubt there costs little, since others speak of it too."""
 EVIDENCE = log(9.0)
 """nats that one vote may speak for or against its account."""
@@ -46,7 +46,7 @@ DRIFT_TIMES = 3.0
 """A minority pulls a subject's line only part of the way: theirs is first sought so many times as far."""
 ROUNDS = 2
 """Times that the consensus is fitted anew with what was found of the accounts."""
-DISSENT_ROUNDS = 2
+DISSENT_ROUNDS = 3
 """Times in each that the doubted accounts' line is fitted anew."""
 _DIGITS = 4
 
@@ -162,7 +162,7 @@ def _everybody(said: _Said, believed_V: Floats) -> _Line:
 
 
 def _evidence(said: _Said, one_V: Floats, other_V: Floats) -> Floats:
-    """log P(vote | logit one) - log P(vote | logit other) in nats, within ±EVIDENCE, times the vote's share."""
+    """log P(vote | logit one) - log P(vote | logit other), within ±EVIDENCE, times the share; nats."""
     apart_V = np.logaddexp(0.0, -said.side_V * other_V) - np.logaddexp(0.0, -said.side_V * one_V)
     return np.asarray(np.clip(apart_V, -EVIDENCE, EVIDENCE) * said.share_V)
 

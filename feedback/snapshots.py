@@ -156,6 +156,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """All answers about two replies side by side, and what else could have decided them."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
+    doubted: tuple[trust.Doubted, ...] = ()
+    """Subjects on which accounts count less because they speak against the others; see the rows' reasons."""
     erased_at: datetime | None = None
     """Since when its files are gone, because a user whose text they held was erased; this manifest stays."""
 
@@ -188,6 +190,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     weight_kept: float
     judgement_share: float
     quarantined: tuple[trust.Quarantined, ...]
+    doubted: tuple[trust.Doubted, ...]
 
 
 class Traces(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +259,7 @@ def _build(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> 
         propensity_clip=config.propensity_clip,
         comparisons=answered,
         quarantined=assembled.quarantined,
+        doubted=assembled.doubted,
     )
     manifest = _write_once(out_dir, manifest, rows)
     with database.writing(state) as tx:
@@ -307,6 +311,7 @@ def assemble(
         weight_kept=round(after / before, WEIGHT_DIGITS) if before else 1.0,
         judgement_share=share,
         quarantined=tuple(weighed.quarantined),
+        doubted=tuple(weighed.doubted),
     )
 
 

@@ -1,16 +1,8 @@
 """Whose word counts: accounts that oppose all others, flood a subject or press like clockwork count less.
 
 Functions of a whole snapshot's rows, whatever their order. Nothing is deleted: rows are weighed down, or
-their account waits in quarantine with a reason, until the evidence changes or an operator trusts it.
-
-The evidence is what the *others* think. Each account has one voice on each word of a reply, and on each word
-together with the subject it was said about; a vote is compared with what all other voices would predict.
-Accounts are of two sorts, honest or opposed, and Bayes' rule tells which:
-
-    log odds(honest) = log((1 - PRIOR) / PRIOR) + Σ ± log(q / (1 - q))      + agrees, - disagrees
-
-q is how often everybody's votes agree with predictions of that confidence. Odd tastes agree as often as not
-and keep their weight. The same is asked about each account and subject, for those who lie about one thing.
+their account waits in quarantine with a reason, until the evidence changes or an operator trusts it. Who
+speaks against the others, everywhere or about one subject, is found by `dissent`.
 """
 
 from bisect import bisect_right
@@ -33,6 +25,9 @@ from feedback.text import content_words
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
 QUARANTINE_VOTES = 10.0
+DOUBT = 0.5
+"""A row that counts less than this says why."""
+DOUBTED_SUBJECTS = 20
 NEWCOMER_TIMES = 4.0
 """An account without a record weighs at most this many times the median account."""
 RAMP_VOTES = 20.0
@@ -67,6 +62,16 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
 
 
+class Doubted(msgspec.Struct, frozen=True, kw_only=True):
+    """A subject on which accounts are believed by less than DOUBT; each of their rows says so, too."""
+
+    subject: str
+    accounts: int
+    rows: int
+    weight: float
+    """What doubt took from those rows."""
+
+
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows say of the accounts behind them."""
 
@@ -85,6 +90,8 @@ class Weighed(NamedTuple):
     pairs: list[Pair]
     demonstrations: list[Demonstration]
     quarantined: list[Quarantined]
+    doubted: list[Doubted]
+    """The DOUBTED_SUBJECTS that lost most."""
 
 
 def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collection[str] = ()) -> Trust:
@@ -117,9 +124,9 @@ def weigh(
     """The rows by what their account's word counts, without those in quarantine.
 
     Accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to NEWCOMER_TIMES the median
-    account, and what is left counts as far as it is believed: the other way round the loud would buy back what
-    doubt takes. No subject has more than `subject_cap` of the weight, or its share of the voices. Account
-    caps are `raters.cap_accounts`' work.
+    account, and what is left counts as far as it is believed: the other way round the loud would buy back
+    what doubt takes. Rows believed by less than DOUBT say so in their reason. No subject has more than
+    `subject_cap` of the weight, or its share of the voices. Account caps are `raters.cap_accounts`' work.
     """
     rows: list[Grade | Pair | Demonstration] = [*grades, *pairs, *demonstrations]
     kept = [row for row in rows if row.user not in trust.suspended]
@@ -127,20 +134,20 @@ def weigh(
     shares = _shares_of_voices(kept, subjects, trust)
     weights = _one_subject(kept, subjects, [row.weight for row in kept], shares)
     weights = _newcomers(kept, weights, trust)
-    weights = [
-        weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
-        for row, about, weight in zip(kept, subjects, weights, strict=True)
-    ]
+    beliefs = [_belief(trust, row.user, about) for row, about in zip(kept, subjects, strict=True)]
+    doubted = _doubted(kept, weights, beliefs)
+    weights = [weight * belief.share for weight, belief in zip(weights, beliefs, strict=True)]
     weights = _whole_subjects(subjects, weights, shares, subject_cap)
     made = [
-        msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
-        for row, weight in zip(kept, weights, strict=True)
+        _weighed(row, round(weight, WEIGHT_DIGITS), belief)
+        for row, weight, belief in zip(kept, weights, beliefs, strict=True)
     ]
     return Weighed(
         [row for row in made if isinstance(row, Grade)],
         [row for row in made if isinstance(row, Pair)],
         [row for row in made if isinstance(row, Demonstration)],
         _quarantined(rows, trust),
+        doubted,
     )
 
 
@@ -305,9 +312,46 @@ def _shares_of_voices(
     speakers = {(row.user, s): None for row, about in zip(rows, subjects, strict=True) for s in about}
     voices: dict[str, list[float]] = defaultdict(list)
     for account, subject in speakers:
-        voices[subject].append(trust.honest.get(account, 1.0) * trust.on_subject.get((account, subject), 1.0))
+        voices[subject].append(trust.honest.get(account, 1.0))
     everybody = fsum(trust.honest.get(a, 1.0) for a in {row.user for row in rows}) or 1.0
     return {subject: min(1.0, fsum(found) / everybody) for subject, found in voices.items()}
+
+
+class _Belief(NamedTuple):
+    share: float
+    """How far a row counts, 0..1."""
+    subject: str
+    """What its account is least believed about; "" when it is believed as far about anything."""
+
+
+def _belief(trust: Trust, account: str, subjects: Iterable[str]) -> _Belief:
+    share, subject = min(((trust.on_subject.get((account, s), 1.0), s) for s in subjects), default=(1.0, ""))
+    return _Belief(trust.honest.get(account, 1.0) * share, subject if share < 1.0 else "")
+
+
+def _weighed(row: Rated, weight: float, belief: _Belief) -> Rated:
+    if belief.share >= DOUBT or isinstance(row, Demonstration):
+        return msgspec.structs.replace(row, weight=weight)
+    about = f" about {belief.subject!r}" if belief.subject else ""
+    why = f"{row.reason}; its account speaks against the others{about}: counts {belief.share:.0%}"
+    return msgspec.structs.replace(row, weight=weight, reason=why)
+
+
+def _doubted(rows: Sequence[Rated], weights: Sequence[float], beliefs: Sequence[_Belief]) -> list[Doubted]:
+    lost: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for row, weight, belief in zip(rows, weights, beliefs, strict=True):
+        if belief.share < DOUBT:
+            lost[belief.subject].append((row.user, weight * (1.0 - belief.share)))
+    found = [
+        Doubted(
+            subject=subject,
+            accounts=len({account for account, _ in parts}),
+            rows=len(parts),
+            weight=round(fsum(weight for _, weight in parts), WEIGHT_DIGITS),
+        )
+        for subject, parts in lost.items()
+    ]
+    return sorted(found, key=lambda d: (-d.weight, d.subject))[:DOUBTED_SUBJECTS]
 
 
 def _quarantined(rows: Iterable[Rated], trust: Trust) -> list[Quarantined]:

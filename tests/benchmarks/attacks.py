@@ -243,7 +243,7 @@ def sparse(world: World, who: str) -> None:
 
 
 def camouflaged(world: World, who: str) -> None:
-    """Knows the defences: as the slow drip, but lies only where all else about the reply speaks for the vote."""
+    """Knows the defences: the slow drip, but lies only where all else about the reply speaks for the vote."""
     for _ in range(12):
         world.honest_signal(who, world.chance.choice(PRODUCTS))
     for _ in range(6):
@@ -287,9 +287,18 @@ def undefended(world: World) -> list[snapshots.Row]:
     """Thumbs centred and contrasted, priors as labels, every account as loud as it likes."""
     grades = centre_thumbs(world.grades)
     return [
-        *({"completion": g.reply, "p": g.p, "weight": g.weight} for g in grades),
         *(
-            {"chosen": p.chosen, "rejected": p.rejected, "p": p.p, "weight": p.weight}
+            {"prompt_digest": g.prompt_digest, "completion": g.reply, "p": g.p, "weight": g.weight}
+            for g in grades
+        ),
+        *(
+            {
+                "prompt_digest": p.prompt_digest,
+                "chosen": p.chosen,
+                "rejected": p.rejected,
+                "p": p.p,
+                "weight": p.weight,
+            }
             for p in [*world.pairs, *contrast(grades)]
         ),
     ]
