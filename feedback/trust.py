@@ -25,6 +25,8 @@ from feedback.text import content_words
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
 QUARANTINE_VOTES = 10.0
+TELLING = 0.4
+"""nats from which a vote is on an account's record: agreeing with what all approve of earns none."""
 DOUBT = 0.5
 """A row that counts less than this says why."""
 DOUBTED_SUBJECTS = 20
@@ -80,7 +82,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     on_subject: dict[Place, float]
     """The same of an account on one subject alone."""
     record: dict[str, tuple[float, float]]
-    """Votes that agreed and disagreed with what all others would predict; n on one prompt state count √n."""
+    """Votes that agreed and disagreed with what all others would predict; n near-duplicates count √n."""
     suspended: dict[str, str]
     """Accounts in quarantine, with the reason."""
 
@@ -189,8 +191,8 @@ def _record(votes: Sequence[Vote], evidence: Sequence[float]) -> dict[str, tuple
     for vote, odds in zip(votes, evidence, strict=True):
         agreed, disagreed = record.get(vote.account, (0.0, 0.0))
         record[vote.account] = (
-            agreed + vote.share * (odds > 0.0),
-            disagreed + vote.share * (odds < 0.0),
+            agreed + vote.share * (odds > TELLING * vote.share),
+            disagreed + vote.share * (odds < -TELLING * vote.share),
         )
     return record
 

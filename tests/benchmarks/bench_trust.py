@@ -43,12 +43,12 @@ def rows() -> list[Row]:
     return table(worlds)
 
 
-def outcomes(seed: int) -> Outcomes:
+def outcomes(seed: int, strategies: Sequence[str] = tuple(attacks.STRATEGIES)) -> Outcomes:
     """Every attack on the honest world of that seed."""
     honest = attacks.honest_world(USERS, seed)
     clean = _fits(honest)
-    found = {(s, 0.0): _outcome(clean, clean, s, seed) for s in attacks.STRATEGIES}
-    for strategy in attacks.STRATEGIES:
+    found = {(s, 0.0): _outcome(clean, clean, s, seed) for s in strategies}
+    for strategy in strategies:
         for fraction in (0.02,) if strategy in attacks.ADAPTIVE else FRACTIONS:
             fits = _fits(attacks.attacked(USERS, seed, strategy, fraction))
             found[strategy, fraction] = _outcome(fits, clean, strategy, seed)
