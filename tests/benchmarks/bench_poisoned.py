@@ -13,7 +13,7 @@ from tests.benchmarks.policies import Trained
 
 Row = dict[str, object]
 
-USERS = 400
+USERS = 300
 SEED = 23
 ATTACKS = ("target sentiment", "slow drip")
 FRACTIONS = (0.02, 0.05)

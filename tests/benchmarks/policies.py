@@ -19,15 +19,15 @@ from tests.benchmarks import attacks
 CONTEXT = 128
 RECIPE = base.Recipe(stages=(), vocabulary=700, hidden=96, layers=2, heads=4, feed_forward=256)
 SFT = train_sft.Settings(batch_tokens=1024, learning_rate=3e-3, weight_decay=0.05, max_tokens=CONTEXT)
-DIALOGUES = 6000
-REWARD = train_reward.Settings(lr=8e-3, epochs=3, batch_prompts=8, heads=2, pooling="mean", rank=8)
+DIALOGUES = 4000
+REWARD = train_reward.Settings(lr=8e-3, epochs=2, batch_prompts=8, heads=2, pooling="mean", rank=8)
 PPO = train_policy.PPO(
-    steps=12,
+    steps=10,
     prompts_per_step=32,
     samples_per_prompt=4,
     group_baseline=True,
     lam=1.0,
-    max_tokens=64,
+    max_tokens=48,
     beta=0.05,
     target_kl=8.0,
 )
@@ -67,7 +67,7 @@ def make_base(out: Path, seed: int) -> Path:
 
 
 def train(base_dir: Path, rows: Sequence[snapshots.Row], seed: int) -> Trained:
-    """One reward model from the rows, and twelve PPO steps against it."""
+    """One reward model from the rows, and a few PPO steps against it."""
     trunk = load_trunk(base_dir, rank=8, seed=seed, max_tokens=CONTEXT)
     sampler, encoder = LocalSampler(trunk), trunk.encoder
     model, _ = train_reward.train(trunk, _reward_data(encoder, rows), REWARD)
@@ -77,15 +77,15 @@ def train(base_dir: Path, rows: Sequence[snapshots.Row], seed: int) -> Trained:
     def draw(role: Role, asked: Sequence[Prompt], n: int) -> list[Sample]:
         return sampler.sample(role, asked, n=n, temperature=1.0, max_tokens=PPO.max_tokens, seed=seed + 1)
 
-    root = draw(Role.ROOT, prompts, 4)
+    root = draw(Role.ROOT, prompts, 1)
     train_reward.standardise(model, root)
     actor = LanguageActor(trunk)
     train_policy.run(actor, sampler, prompts, model, PPO, train_policy.start(actor, PPO))
     return Trained(
         margin=_margin(model, encoder, about_target[0], seed),
-        before=_run_down(encoder, draw(Role.ROOT, about_target, 64)),
-        after=_run_down(encoder, draw(Role.POLICY, about_target, 64)),
-        reward_gain=float(model(draw(Role.POLICY, prompts, 4)).mean() - model(root).mean()),
+        before=_run_down(encoder, draw(Role.ROOT, about_target, 32)),
+        after=_run_down(encoder, draw(Role.POLICY, about_target, 32)),
+        reward_gain=float(model(draw(Role.POLICY, prompts, 1)).mean() - model(root).mean()),
     )
 
 
