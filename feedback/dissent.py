@@ -36,6 +36,8 @@ SUBJECT_PRIOR = 0.5
 """The same of accounts on one subject: what is in doubt there costs little, since others speak of it too."""
 EVIDENCE = log(9.0)
 """nats that one vote may speak for or against its account."""
+SLACK = 0.1
+"""nats against an account that are as good as none: folds differ a little even where all agree."""
 VOICE_TIMES = 2.0
 """An account's voice in the consensus on a subject is at most this many times the usual one."""
 RIDGE = 10.0
@@ -169,7 +171,7 @@ def _evidence(said: _Said, one_V: Floats, other_V: Floats) -> Floats:
 
 def _posterior(evidence_K: Floats, prior: float) -> Floats:
     """P(honest) as a share of the prior's."""
-    odds_K = np.clip(evidence_K + log((1.0 - prior) / prior), -500.0, 500.0)
+    odds_K = np.clip(evidence_K + SLACK + log((1.0 - prior) / prior), -500.0, 500.0)
     return np.round(np.minimum(1.0, 1.0 / (1.0 + np.exp(-odds_K)) / (1.0 - prior)), _DIGITS)
 
 
