@@ -10,7 +10,7 @@ Legend: V vote, N feature of a vote (all votes in a row), F feature.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import log
 
@@ -77,6 +77,7 @@ def fit(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ridge: 
 
     Each coefficient's step is the inverse of a bound on its curvature, Σ_i w_i |x_if| Σ_g |x_ig| / 4 + ridge.
     """
+    x = _heard(x, weight_V)
     room_N = np.empty_like(x.sign_N)
     length_V = np.bincount(x.vote_N, minlength=len(weight_V))
     curve_F = np.bincount(x.feature_N, (weight_V * length_V)[x.vote_N], x.number)
@@ -88,6 +89,12 @@ def fit(x: Features, side_V: Floats, weight_V: Floats, offset_V: Floats, ridge: 
         last_F, beta_F = beta_F, ahead_F + step_F * (_transposed(x, pull_V, room_N) - ridge * ahead_F)
         ahead_F = beta_F + n / (n + 3.0) * (beta_F - last_F)
     return beta_F
+
+
+def _heard(x: Features, weight_V: Floats) -> Features:
+    """Without the features of votes that weigh nothing."""
+    heard_N = weight_V[x.vote_N] > 0.0
+    return replace(x, vote_N=x.vote_N[heard_N], feature_N=x.feature_N[heard_N], sign_N=x.sign_N[heard_N])
 
 
 def _times(x: Features, beta_F: Floats, room_N: Floats) -> Floats:

@@ -36,7 +36,7 @@ SUBJECT_PRIOR = 0.5
 """The same of accounts on one subject: what is in doubt there costs little, since others speak of it too."""
 EVIDENCE = log(9.0)
 """nats that one vote may speak for or against its account."""
-SLACK = 0.1
+SLACK = 0.02
 """nats against an account that are as good as none: folds differ a little even where all agree."""
 VOICE_TIMES = 2.0
 """An account's voice in the consensus on a subject is at most this many times the usual one."""
