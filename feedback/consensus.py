@@ -100,13 +100,15 @@ def _heard(x: Features, weight_V: Floats) -> Features:
 def _times(x: Features, beta_F: Floats, room_N: Floats) -> Floats:
     np.take(beta_F, x.feature_N, out=room_N, mode="clip")
     np.multiply(room_N, x.sign_N, out=room_N)
-    return np.bincount(x.vote_N, room_N, len(x.fold_V))
+    found_V: Floats = np.bincount(x.vote_N, room_N, len(x.fold_V)).astype(float, copy=False)
+    return found_V
 
 
 def _transposed(x: Features, pull_V: Floats, room_N: Floats) -> Floats:
     np.take(pull_V, x.vote_N, out=room_N, mode="clip")
     np.multiply(room_N, x.sign_N, out=room_N)
-    return np.bincount(x.feature_N, room_N, x.number)
+    found_F: Floats = np.bincount(x.feature_N, room_N, x.number).astype(float, copy=False)
+    return found_F
 
 
 def _fold(account: str) -> int:

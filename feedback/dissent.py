@@ -185,7 +185,10 @@ class _Groups:
     votes: int
 
     def sums(self, found_V: Floats) -> Floats:
-        return np.bincount(self.key_N, found_V[self.vote_N], len(self.keys))
+        sums_K: Floats = np.bincount(self.key_N, found_V[self.vote_N], len(self.keys)).astype(
+            float, copy=False
+        )
+        return sums_K
 
     def least(self, found_K: Floats) -> Floats:
         """The least of each vote's groups; 1 for votes in none."""

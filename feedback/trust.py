@@ -102,7 +102,8 @@ def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collectio
     Args: trusted, accounts that an operator vouches for: never opposed, never in quarantine.
     """
     graded, paired = sorted(grades, key=lambda g: g.grade_id), sorted(pairs, key=lambda p: p.pair_id)
-    votes, rows = _votes(graded, paired), [*graded, *paired]
+    votes = _votes(graded, paired)
+    rows: list[Grade | Pair] = [*graded, *paired]
     found = believe(votes, trusted)
     honest = {row.user: 1.0 for row in rows} | found.honest
     record = _record(votes, found.evidence)
