@@ -8,6 +8,8 @@ TORCH_INDEX ?=
 export RATCHET_DEPLOYMENT_CACHE_DIR ?= $(CURDIR)/build/cache
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+# every process here imports thousands of modules: their bytecode is kept, even where a shell says not to
+unexport PYTHONDONTWRITEBYTECODE
 # threads that wait for one another sleep instead of spinning: tests start many processes on few cores
 export OMP_WAIT_POLICY = PASSIVE
 

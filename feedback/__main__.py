@@ -5,9 +5,11 @@ import signal
 import sys
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from feedback.config import Deployment, Forward, Pipeline, read, section
+from feedback.config import Deployment, Forward, Pipeline, Retention, read, section
 from feedback.errors import ConfigError, FeedbackError
 
 
@@ -20,9 +22,12 @@ def main(argv: list[str], config: Path | None) -> int:
         if args.verb == "forward":
             return _forward(deployment, section(sections, "forward", Forward))
         pipeline = section(sections, "pipeline", Pipeline)
-        return (
-            _pipeline(deployment, pipeline) if args.verb == "pipeline" else _data(args, deployment, pipeline)
-        )
+        retention = section(sections, "retention", Retention)
+        if args.verb == "pipeline":
+            return _pipeline(deployment, pipeline, retention)
+        if args.what == "expire":
+            return _expire(args, deployment, pipeline, retention)
+        return _data(args, deployment, pipeline)
     except FeedbackError as e:
         print(f"ratchet {args.verb}: {e}", file=sys.stderr)
         return 2
@@ -49,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     choice = dead.add_mutually_exclusive_group()
     choice.add_argument("--show", type=int, metavar="N", help="the Nth of the list, whole")
     choice.add_argument("--replay", action="store_true", help="fold those that can be by now, each once")
+    what.add_parser("expire", help="let go of what has been kept for its days ([retention])")
     for verb in what.choices.values():
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     what.add_parser("erase", add_help=False, help="destroy a user's keys, and all derived of them (ops)")
@@ -68,9 +74,10 @@ def _lineage_arguments(lineage: argparse.ArgumentParser) -> None:
     lineage.add_argument("--user", default="", metavar="NAME", help="the end user; default: the owner's own")
 
 
-def _pipeline(deployment: Deployment, config: Pipeline) -> int:
+def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) -> int:
     from feedback import pipeline, store
     from feedback.logs import open_log
+    from feedback.retention import tidy
     from ops.telemetry import configure_logging, serve_metrics
 
     stop = _told_to_stop()
@@ -79,7 +86,15 @@ def _pipeline(deployment: Deployment, config: Pipeline) -> int:
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
     with closing(open_log(deployment)) as log:
         state = store.open_state(deployment.state)
-        pipeline.run(log, state, config, stop, snapshots_dir=deployment.snapshots_dir)
+        pipeline.run(
+            log,
+            state,
+            config,
+            stop,
+            snapshots_dir=deployment.snapshots_dir,
+            expire=partial(tidy, deployment, log, state, retention, config),
+            expire_every_s=retention.every_s,
+        )
     state.dispose()
     return 0
 
@@ -107,6 +122,17 @@ def _told_to_stop() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def _expire(args: argparse.Namespace, deployment: Deployment, config: Pipeline, retention: Retention) -> int:
+    from feedback import report, store
+    from feedback.logs import open_log
+    from feedback.retention import expire
+
+    with closing(open_log(deployment)) as log, store.opened(deployment.state) as state:
+        gone = expire(deployment, log, state, retention, config, datetime.now(UTC))
+    report.expired(gone, as_json=args.json)
+    return 0
 
 
 def _data(args: argparse.Namespace, deployment: Deployment, config: Pipeline) -> int:

@@ -45,6 +45,11 @@ class Written(msgspec.Struct, frozen=True):
     envelope: _Envelope
 
     @property
+    def type(self) -> str:
+        """The event type, one of those that this release knows."""
+        return self.envelope.type
+
+    @property
     def key_id(self) -> str | None:
         """Of the data key that it is sealed under; None when it is not sealed."""
         return self.envelope.sealkey or None

@@ -15,7 +15,17 @@ import msgspec
 
 from feedback.errors import ConfigError
 
-SECTIONS = ("deployment", "pipeline", "forward", "gateway", "engine", "rollout", "learner", "judge")
+SECTIONS = (
+    "deployment",
+    "pipeline",
+    "retention",
+    "forward",
+    "gateway",
+    "engine",
+    "rollout",
+    "learner",
+    "judge",
+)
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +104,26 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if not self.propensity_clip >= 1.0:
             raise ValueError(f"propensity_clip {self.propensity_clip} must be 1 or more")
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[retention]`: for how many days things are kept. 0 keeps them for ever."""
+
+    turns_days: float = 0.0
+    """What was asked and answered: log, state and what was derived from it."""
+    signals_days: float = 0.0
+    """What was said about it."""
+    dead_letters_days: float = 0.0
+    """Records that could not be folded."""
+    snapshots_days: float = 0.0
+    """Snapshots' files; their manifests stay, for the lineage of adapters."""
+    every_s: float = 3600.0
+    """The pipeline looks so often, in seconds, for what has expired; so does `ratchet data expire`, once."""
+
+    def __post_init__(self) -> None:
+        for field in ("turns_days", "signals_days", "dead_letters_days", "snapshots_days"):
+            if not 0 <= getattr(self, field) <= 36_500:
+                raise ValueError(f"{field} {getattr(self, field)} must be between 0 and 36500")
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

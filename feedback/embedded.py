@@ -1,8 +1,9 @@
-"""The event log in one SQLite file: the default log and every gateway's outbox. It deletes no entry.
+"""The event log in one SQLite file: the default log and every gateway's outbox.
 
-A table per topic, one partition (0), offsets from 0 without gaps. Any number of processes may read and write
-the same file. Each process has one writer thread: whatever waits while a commit is on its way to the disk
-goes into the next one together (group commit), so a thousand waiting callers cost one fsync.
+A table per topic, one partition (0), offsets without gaps; entries leave only from the front, when they
+expire. Any number of processes may read and write the same file. Each process has one writer thread: whatever
+waits while a commit is on its way to the disk goes into the next one together (group commit), so a thousand
+waiting callers cost one fsync.
 """
 
 import errno
@@ -36,12 +37,19 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
 )
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file's layout, kept in its `user_version`.
 
-2: turns can be looked up by their key. 3: the topic `users`."""
+2: turns can be looked up by their key. 3: the topic `users`. 4: offsets outlive the
+entries that expire."""
 FIRST_TURN = f'SELECT value FROM "{Topic.TURNS}" WHERE key = ? ORDER BY offset LIMIT 1'
 
+_EXPIRED = "expired"
+"""Name of the cursor that stands where a topic begins."""
+_END = (
+    'SELECT max(coalesce((SELECT max(offset) + 1 FROM "{topic}"), 0),'
+    f" coalesce((SELECT offset FROM cursors WHERE name = '{_EXPIRED}' AND topic = '{{topic}}'), 0))"
+)
 _GROUP = 1024
 _CHECKPOINT_EVENTS = 2000
 _LOOK_AGAIN_S = 0.01
@@ -136,7 +144,20 @@ class EmbeddedLog:
 
     def end(self, topic: Topic, partition: int) -> int:
         _check(topic, partition)
-        return int(self._query(f'SELECT coalesce(max(offset), -1) + 1 FROM "{topic}"')[0][0])
+        return int(self._query(_END.format(topic=topic))[0][0])
+
+    def expire(self, topic: Topic, partition: int, *, before: datetime, below: int) -> int:
+        """As the protocol says; what was deleted is overwritten. Others can append in between."""
+        _check(topic, partition)
+        try:
+            with closing(_open(self._path, self._lock_timeout_s)) as connection:
+                connection.execute("PRAGMA secure_delete=ON")
+                begin = _first_kept(connection, topic, before, min(below, _end(connection, topic)))
+                while _expired(connection, topic, begin):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                return begin
+        except (sqlite3.Error, OSError) as e:
+            raise _translated(e, self._path) from e
 
     def find(self, topic: Topic, event_id: str) -> bytes | None:
         """The value appended under `event_id`, if there is one."""
@@ -270,6 +291,30 @@ def _empty_write_ahead_log(connection: sqlite3.Connection, deadline_s: float) ->
         if time.monotonic() > deadline_s:
             raise sqlite3.OperationalError("others still read what was there before: run it again")
         time.sleep(_LOOK_AGAIN_S)
+
+
+def _end(connection: sqlite3.Connection, topic: Topic) -> int:
+    return int(connection.execute(_END.format(topic=topic)).fetchone()[0])
+
+
+def _first_kept(connection: sqlite3.Connection, topic: Topic, before: datetime, below: int) -> int:
+    """The offset of the first entry that is not to expire; `below` where all before it are."""
+    young = f'SELECT min(offset) FROM "{topic}" WHERE appended_at >= ?'
+    (found,) = connection.execute(young, (before.timestamp(),)).fetchone()
+    return below if found is None else min(below, int(found))
+
+
+def _expired(connection: sqlite3.Connection, topic: Topic, begin: int) -> int:
+    """Delete some of the entries under `begin`, so few that no append waits for long; returns how many.
+
+    The last offset outlives its entry: it is kept as a cursor.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    _advance(connection, _Advance(_EXPIRED, topic, begin, Future()))
+    oldest = f'SELECT offset FROM "{topic}" WHERE offset < ? ORDER BY offset LIMIT {_GROUP}'
+    gone = connection.execute(f'DELETE FROM "{topic}" WHERE offset IN ({oldest})', (begin,)).rowcount
+    connection.execute("COMMIT")
+    return gone
 
 
 class _Writing:
@@ -412,7 +457,7 @@ def _insert(connection: sqlite3.Connection, topic: Topic, entries: Sequence[_Ent
     )
     new = [e for e in firsts.values() if e.event_id not in offsets]
     if new:
-        (end,) = connection.execute(f'SELECT coalesce(max(offset), -1) + 1 FROM "{topic}"').fetchone()
+        end = _end(connection, topic)
         rows = [(end + n, e.event_id, e.key, e.value, e.appended_at) for n, e in enumerate(new)]
         marks = ",".join(["(?, ?, ?, ?, ?)"] * len(rows))
         connection.execute(f'INSERT INTO "{topic}" VALUES {marks}', [field for row in rows for field in row])

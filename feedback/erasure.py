@@ -5,7 +5,7 @@ from then on nobody derives anything from the user's events; then everything goe
 `ops.erasure` puts the steps together. What a killed erasure left is done by the next one of the same user.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,7 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from feedback import codec, database, embedded, keyring, store
-from feedback.derivation import derive
+from feedback import codec, database, embedded, forgetting, keyring, store
 from feedback.embedded import EmbeddedLog
 from feedback.errors import CodecError, LogUnavailable, UnknownUser
 from feedback.eventlog import Topic, topic_of
@@ -23,15 +22,13 @@ from feedback.keyring import Erasure
 from feedback.sealing import DataKey
 from feedback.snapshots import Traces
 
-_FORGOTTEN_TOGETHER = 200
 _APPEND_TIMEOUT_S = 30.0
 
 
 class Belongings(msgspec.Struct, frozen=True, kw_only=True):
     """What the state holds of a user that nobody may read any more."""
 
-    events: Mapping[str, tuple[str, ...]]
-    """Event ids by conversation."""
+    events: forgetting.Events
     prompt_digests: frozenset[str]
     """Prompt states that the user asked there."""
     dead_letters: tuple[store.DeadLetter, ...]
@@ -74,11 +71,7 @@ def forget(state: sa.Engine, found: Belongings, *, retry_window_s: float) -> Non
 
     Raises: StateUnavailable.
     """
-    conversation_ids = list(found.events)
-    for start in range(0, len(conversation_ids), _FORGOTTEN_TOGETHER):
-        some = {c: found.events[c] for c in conversation_ids[start : start + _FORGOTTEN_TOGETHER]}
-        with database.writing(state) as tx:
-            _forget(tx, some, retry_window_s)
+    forgetting.forget_all(state, found.events, retry_window_s=retry_window_s)
     with database.writing(state) as tx:
         store.remove_dead_letters(tx, [letter.place for letter in found.dead_letters])
 
@@ -91,7 +84,7 @@ def follow(tx: sa.Connection, told: UserErased, *, retry_window_s: float) -> boo
     if not keyring.destroy(tx, told.user, told.at, told.keys):
         return False
     keyring.note_erasure(tx, told.user, told.by, told.at)
-    _forget(tx, belongings(tx, told.user).events, retry_window_s)
+    forgetting.forget(tx, belongings(tx, told.user).events, retry_window_s=retry_window_s)
     return True
 
 
@@ -131,14 +124,6 @@ def finish(state: sa.Engine, erasure: Erasure, now: datetime) -> Erasure:
     database.scrub(state, store.metadata, keyring.metadata)
     with database.writing(state) as tx:
         return keyring.finish(tx, erasure, now)
-
-
-def _forget(tx: sa.Connection, events: Mapping[str, tuple[str, ...]], retry_window_s: float) -> None:
-    """Event ids by conversation."""
-    store.remove_events(tx, [event_id for ids in events.values() for event_id in ids])
-    stored = store.payloads_of(tx, events)
-    left = {c: keyring.opened(tx, stored.get(c, ())) for c in events}
-    store.replace_derived(tx, {c: derive(said, retry_window_s=retry_window_s) for c, said in left.items()})
 
 
 def _is_of(raw: bytes, user: str, erased: frozenset[str]) -> bool:

@@ -6,6 +6,7 @@ Two implementations keep this contract and pass the same tests (`tests/feedback/
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -33,8 +34,16 @@ _TOPIC_OF = {
 }
 
 
+_TOPIC_OF_TYPE = {str(data.__struct_config__.tag): topic for data, topic in _TOPIC_OF.items()}
+
+
 def topic_of(event: Event) -> Topic:
     return _TOPIC_OF[type(event.data)]
+
+
+def topic_of_type(name: str) -> Topic:
+    """Of the event type `name`, as CloudEvents have it."""
+    return _TOPIC_OF_TYPE[name]
 
 
 class Position(msgspec.Struct, frozen=True, order=True):
@@ -69,11 +78,21 @@ class EventLog(Protocol):
     def read(
         self, topic: Topic, partition: int, offset: int, *, limit: int = 500, timeout_s: float = 0.0
     ) -> list[Record]:
-        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one."""
+        """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one.
+
+        Reading from an expired offset on gives what follows the expired ones.
+        """
         ...
 
     def end(self, topic: Topic, partition: int) -> int:
-        """The offset that the next entry will get."""
+        """The offset that the next entry will get; never less than it was, whatever expired."""
+        ...
+
+    def expire(self, topic: Topic, partition: int, *, before: datetime, below: int) -> int:
+        """Delete the first entries, up to the first appended at `before` or later, or with offset `below`.
+
+        Returns: the offset that the partition begins at now. Raises: LogUnavailable; run it again then.
+        """
         ...
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -92,6 +93,10 @@ class KafkaLog:
     def end(self, topic: Topic, partition: int) -> int:
         return self._reading.end(topic, partition)
 
+    def expire(self, topic: Topic, partition: int, *, before: datetime, below: int) -> int:
+        """As the protocol says; a segment's bytes go once Kafka has deleted the whole segment."""
+        return self._reading.expire(topic, partition, before, below)
+
     def close(self) -> None:
         self._sending.close()
         self._reading.close()
@@ -127,6 +132,19 @@ class _Cluster:
         if partition not in (there := self.partitions(topic)):
             raise LogError(f"{self.name(topic)} has no partition {partition}, only {list(there)}")
         return TopicPartition(self.name(topic), partition)
+
+    def delete(self, at: TopicPartition, below: int) -> None:
+        """Delete the entries under an offset. Raises: LogUnavailable."""
+
+        def delete() -> None:
+            admin = KafkaAdminClient(**self.settings())
+            try:
+                if below > 0:
+                    admin.delete_records({at: below}, timeout_ms=self._timeout_ms)
+            finally:
+                admin.close()
+
+        _translated(delete, self.servers)
 
     def settings(self) -> dict[str, Any]:
         """What all clients share. Reconnecting stays quick: a broker is back within seconds of a restart."""
@@ -329,6 +347,14 @@ class _Reading:
             found = _translated(partial(self._fetched, at, offset, limit, deadline_s), self._cluster.servers)
         return [_record(topic, r) for r in found]
 
+    def expire(self, topic: Topic, partition: int, before: datetime, below: int) -> int:
+        at = self._cluster.at(topic, partition)
+        with self._asking:
+            young = _translated(partial(self._first_since, at, before), self._cluster.servers)
+        begin = min(below, young)
+        self._cluster.delete(at, begin)
+        return begin
+
     def close(self) -> None:
         with self._lock, self._asking:
             self._closed = True
@@ -387,6 +413,14 @@ class _Reading:
     @property
     def _timeout_ms(self) -> int:
         return int(self._timeout_s * 1000)
+
+    def _first_since(self, at: TopicPartition, moment: datetime) -> int:
+        """The offset of the first entry that was appended then or later; the end if there is none."""
+        end = self._end(at)
+        asker = self._asker
+        assert asker is not None
+        found = asker.offsets_for_times({at: int(moment.timestamp() * 1000)}, timeout_ms=self._timeout_ms)
+        return end if found[at] is None else int(found[at].offset)
 
     def _end(self, at: TopicPartition) -> int:
         if self._asker is None:

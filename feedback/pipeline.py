@@ -107,11 +107,17 @@ def run(
     stop: threading.Event,
     *,
     snapshots_dir: Path,
+    expire: Callable[[datetime], object] | None = None,
+    expire_every_s: float = 3600.0,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Fold until `stop`. A log or state out of reach is waited for, never given up on."""
+    """Fold until `stop`. A log or state out of reach is waited for, never given up on.
+
+    Args: `expire`, called with the time at the start and every `expire_every_s` seconds from then on.
+    """
     newest: datetime | None = None
     snapshot_at = clock()
+    expire_at = clock()
     prepared = False
     while not stop.is_set():
         try:
@@ -120,6 +126,9 @@ def run(
             if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
+            if expire is not None and clock() >= expire_at:
+                expire(clock())
+                expire_at = clock() + timedelta(seconds=expire_every_s)
         except (LogError, StateUnavailable) as e:
             STALLS.inc()
             _log.warning("pipeline_stalled", error=str(e))

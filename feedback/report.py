@@ -17,6 +17,7 @@ from feedback.export import Exported
 from feedback.lineage import Ancestry, Lineage, Trail
 from feedback.pipeline import Replayed
 from feedback.records import Demonstration, Grade, Pair
+from feedback.retention import Expired
 from feedback.snapshots import TABLES, Manifest
 from feedback.store import DeadLetter
 from feedback.text import content_text
@@ -44,9 +45,16 @@ def manifests(found: Sequence[Manifest], *, as_json: bool) -> None:
             f"{m.created_at:%Y-%m-%d %H:%M:%S}",
             *(f"{m.rows[name]}" for name in TABLES),
             f"{splits.get('train', 0)} / {splits.get('heldout', 0)}",
-            m.parent or "–" if m.erased_at is None else f"erased on {m.erased_at:%Y-%m-%d %H:%M}",
+            _fate(m),
         )
     Console().print(table if found else "no snapshots yet: ratchet data build")
+
+
+def _fate(m: Manifest) -> str:
+    for what, at in (("erased", m.erased_at), ("expired", m.expired_at)):
+        if at is not None:
+            return f"{what} on {at:%Y-%m-%d %H:%M}"
+    return m.parent or "–"
 
 
 def manifest(m: Manifest, *, as_json: bool) -> None:
@@ -272,6 +280,18 @@ def replayed(done: Replayed, *, as_json: bool) -> None:
     )
     for letter in done.failed:
         console.print(Text(f"{letter.topic}/{letter.partition}/{letter.offset}: {_short(letter.reason)}"))
+
+
+def expired(gone: Expired, *, as_json: bool) -> None:
+    if as_json:
+        return _print_json(gone)
+    events = ", ".join(f"{number} of {topic}" for topic, number in gone.events.items())
+    for line in (
+        f"events removed: {events or 'none expire ([retention] turns_days, signals_days)'}",
+        f"dead letters removed: {gone.dead_letters}",
+        f"snapshots whose files were removed: {', '.join(gone.snapshots) or 'none'}",
+    ):
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _raw(events: Iterable[bytes]) -> list[msgspec.Raw]:

@@ -160,6 +160,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Subjects on which accounts count less because they speak against the others; see the rows' reasons."""
     erased_at: datetime | None = None
     """Since when its files are gone, because a user whose text they held was erased; this manifest stays."""
+    expired_at: datetime | None = None
+    """Since when its files are gone, because they were kept long enough."""
+    users: tuple[str, ...] = ()
+    """Once it has expired: the pseudonyms of whom its rows came from, so that an erasure still finds it."""
+
+    @property
+    def has_files(self) -> bool:
+        return self.erased_at is None and self.expired_at is None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -398,6 +406,11 @@ def load(path: Path) -> Snapshot:
 def rows_of(path: Path) -> tuple[Manifest, Rows]:
     """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: as `load` does."""
     manifest = read_manifest(path)
+    if manifest.expired_at is not None:
+        raise SnapshotErased(
+            f"{path.name} expired on {manifest.expired_at:%Y-%m-%d %H:%M} ([retention] snapshots_days): "
+            "`ratchet data build` makes a new one"
+        )
     if manifest.erased_at is not None:
         raise SnapshotErased(
             f"{path.name} was erased on {manifest.erased_at:%Y-%m-%d %H:%M} with a user whose text it held: "
@@ -433,8 +446,8 @@ def listed(snapshots_dir: Path) -> list[Manifest]:
 
 
 def kept(snapshots_dir: Path) -> list[Manifest]:
-    """Those that were not erased, oldest first."""
-    return [manifest for manifest in listed(snapshots_dir) if manifest.erased_at is None]
+    """Those that have their files, oldest first."""
+    return [manifest for manifest in listed(snapshots_dir) if manifest.has_files]
 
 
 def erased(snapshots_dir: Path) -> list[str]:
@@ -460,14 +473,52 @@ def erase(snapshots_dir: Path, traces: Traces, at: datetime) -> list[str]:
     gone = []
     for manifest in listed(snapshots_dir):
         folder = snapshots_dir / manifest.name
-        if manifest.erased_at is None and _holds(folder, traces):
+        if manifest.erased_at is None and _held(folder, manifest, traces):
             gone.append(manifest.name)
-            _write_manifest(folder, msgspec.structs.replace(manifest, erased_at=at))
+            users = tuple(user for user in manifest.users if user != traces.user)
+            _write_manifest(folder, msgspec.structs.replace(manifest, erased_at=at, users=users))
         if manifest.erased_at is not None or manifest.name in gone:
-            for file in folder.glob("*.parquet"):
-                file.unlink()
-            _fsync(folder)
+            _remove_tables(folder)
     return gone
+
+
+def expire(snapshots_dir: Path, before: datetime, at: datetime) -> list[str]:
+    """Remove the files of every snapshot built before then; returns their names.
+
+    The manifest stays, and says whose rows they were. Only while `alone`. Raises: SnapshotError.
+    """
+    gone = []
+    for manifest in listed(snapshots_dir):
+        folder = snapshots_dir / manifest.name
+        if manifest.created_at < before and manifest.has_files:
+            gone.append(manifest.name)
+            users = tuple(sorted(_users(folder)))
+            _write_manifest(folder, msgspec.structs.replace(manifest, expired_at=at, users=users))
+        if manifest.expired_at is not None or manifest.name in gone:
+            _remove_tables(folder)
+    return gone
+
+
+def _remove_tables(folder: Path) -> None:
+    for file in folder.glob("*.parquet"):
+        file.unlink()
+    _fsync(folder)
+
+
+def _users(folder: Path) -> set[str]:
+    """Pseudonyms of everybody whom a row of the snapshot comes from."""
+    return {
+        user
+        for table in TABLES
+        if table != "prompts"
+        for row in read_columns(folder / f"{table}.parquet", ("user", "raters"))
+        for user in (row["user"], *row.get("raters", ()))
+    }
+
+
+def _held(folder: Path, manifest: Manifest, traces: Traces) -> bool:
+    """Whether the snapshot holds, or held until it expired, something of the user."""
+    return traces.user in manifest.users if manifest.expired_at else _holds(folder, traces)
 
 
 def _holds(folder: Path, traces: Traces) -> bool:
@@ -554,8 +605,8 @@ def _prompt_states(asked: Iterable[Asked], heldout_fraction: float) -> Iterable[
 def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
     """Write the folder whole or not at all; one that is there already stays, and its manifest is returned."""
     target = out_dir / manifest.name
-    if target.exists() and _same(target, manifest).erased_at is None:
-        return _same(target, manifest)
+    if target.exists() and (there := _same(target, manifest)).has_files:
+        return there
     out_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
     try:

@@ -175,9 +175,14 @@ def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
         tx.execute(database.insert(tx, events).on_conflict_do_nothing(), rows)
 
 
-def stored_events(tx: sa.Connection) -> Iterator[tuple[str, str, bytes]]:
-    """Event id, conversation and payload of all events, in no particular order; memory stays flat."""
+def stored_events(tx: sa.Connection, *, before: datetime | None = None) -> Iterator[tuple[str, str, bytes]]:
+    """Event id, conversation and payload of all events, or of those from before a moment.
+
+    In no particular order; memory stays flat.
+    """
     query = sa.select(events.c.event_id, events.c.conversation_id, events.c.payload)
+    if before is not None:
+        query = query.where(events.c.at_us < _microseconds(before))
     for row in tx.execute(query, execution_options={"yield_per": _CHUNK}):
         yield row.event_id, row.conversation_id, row.payload
 
@@ -315,6 +320,12 @@ def each_dead_letter(tx: sa.Connection, places: Iterable[Place]) -> Iterator[Dea
 def remove_dead_letters(tx: sa.Connection, places: Iterable[Place]) -> None:
     for place in places:
         tx.execute(sa.delete(dead_letters).where(_lies_at(place)))
+
+
+def remove_dead_letters_before(tx: sa.Connection, moment: datetime) -> int:
+    """Those that were last found wanting before then; returns how many."""
+    gone = tx.execute(sa.delete(dead_letters).where(dead_letters.c.at < moment.isoformat()))
+    return gone.rowcount
 
 
 def _lies_at(place: Place) -> sa.ColumnElement[bool]:

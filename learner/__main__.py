@@ -55,9 +55,9 @@ def main(argv: list[str], config: Path | None) -> int:
     args = parser().parse_args(argv[1:])
     # Read when torch loads, so before any import of it. Threads that wait for one another shall sleep: beside
     # an engine on the same cores, endless spinning made a training step five times as long. A short spin
-    # (about 0.1 ms) first makes a step half as long while the engine rests.
+    # first makes a step half as long while the engine rests; a model that is made alone may spin for longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "200000" if args.verb in ("base", "sft") else "20000")
     try:
         sections = read(config)
         deployment = section(sections, "deployment", Deployment)

@@ -7,6 +7,7 @@ an event or a metric has nothing said about it.
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +17,7 @@ CONFIGS = (
     ("engine", "ops/config.py", "Engine"),
     ("gateway", "serving/config.py", "Gateway"),
     ("pipeline", "feedback/config.py", "Pipeline"),
+    ("retention", "feedback/config.py", "Retention"),
     ("forward", "feedback/config.py", "Forward"),
     ("learner", "learner/config.py", "Learner"),
     ("rollout", "ops/config.py", "Rollout"),
@@ -90,6 +92,7 @@ def parts(event: Struct) -> list[Struct]:
     return [s for s in structs("feedback/events.py").values() if not s.tag and s.name in types.split(" ")]
 
 
+@cache
 def metrics() -> list[Metric]:
     """Every Prometheus metric that the packages define."""
     found = []

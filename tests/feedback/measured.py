@@ -7,11 +7,18 @@ from functools import cache
 from feedback.conversations import fold
 from feedback.events import SignalKind
 from feedback.implicit import infer
-from tests.feedback.heldout import HELDOUT
-from tests.feedback.traffic import REWRITES, Label, Record, by_conversation, traffic
+from tests.feedback.released import RELEASED
+from tests.feedback.traffic import MANNERS, Label, Record, by_conversation, traffic
+from tests.feedback.unseen import UNSEEN
+from tests.feedback.unseen_clients import UNSEEN_MANNERS
 from tests.feedback.wordings import DEVELOPMENT
 
-HALVES = {"development": (DEVELOPMENT, 11), "heldout": (HELDOUT, 23)}
+SETS = {
+    "development": (DEVELOPMENT, MANNERS["development"], 11),
+    "released": (RELEASED, MANNERS["released"], 23),
+    "unseen": (UNSEEN, UNSEEN_MANNERS, 37),
+}
+"""What is said, how people and clients go about it, and the seed. Published is what `unseen` shows."""
 CHATS = 1500
 
 
@@ -54,7 +61,12 @@ def false_alarms(found: set[Label], record: Record) -> dict[str, tuple[int, int]
 
 
 @cache
-def measured(name: str, chats: int = CHATS) -> tuple[Record, set[Label]]:
-    half, seed = HALVES[name]
-    record = traffic(half, REWRITES[name], seed=seed, chats=chats)
+def labelled(name: str, chats: int = CHATS) -> Record:
+    material, manners, seed = SETS[name]
+    return traffic(material, manners, seed=seed, chats=chats)
+
+
+@cache
+def measured(name: str) -> tuple[Record, set[Label]]:
+    record = labelled(name)
     return record, inferred(record)

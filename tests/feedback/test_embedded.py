@@ -255,6 +255,7 @@ def _writing(path: Path, name: str, entries: int) -> None:
             f.result(_WAIT_S)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_one_file(path: Path) -> None:
     """Gateways, pipeline and controller all open the log when `ratchet up` starts them at once."""
     processes = [_SPAWN.Process(target=_writing, args=(path, f"p{n}", 400)) for n in range(4)]

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -276,3 +277,41 @@ def test_many_threads_append_at_once(log: EventLog) -> None:
     for r in everything(log):
         by_key.setdefault(r.key, []).append(r.event_id)
     assert by_key == {f"t{i}": [f"t{i}-{n}" for n in range(50)] for i in range(8)}
+
+
+LATER = timedelta(hours=1)
+
+
+def test_expired_entries_are_gone_and_their_offsets_are_never_used_again(open_log: Open) -> None:
+    """A reader that stands behind them goes on; one that starts anew begins with what is left."""
+    log = open_log()
+    positions = add(log, 5)
+    partition = positions[0].partition
+    assert log.expire(Topic.TURNS, partition, before=datetime.now(UTC) + LATER, below=5) == 5
+    assert everything(log) == []
+    assert log.end(Topic.TURNS, partition) == 5
+    again = open_log()
+    (position,) = [again.append(Topic.TURNS, "conversation", "new", b"new").result(_WAIT_S)]
+    assert position == Position(Topic.TURNS, partition, 5)
+    assert [r.value for r in everything(open_log())] == [b"new"]
+
+
+def test_what_nobody_has_read_yet_does_not_expire(log: EventLog) -> None:
+    """However old it is: `below` is how far its readers have come."""
+    partition = add(log, 5)[0].partition
+    assert log.expire(Topic.TURNS, partition, before=datetime.now(UTC) + LATER, below=3) == 3
+    assert [r.position.offset for r in everything(log)] == [3, 4]
+    assert log.expire(Topic.TURNS, partition, before=datetime.now(UTC) + LATER, below=2) == 2
+    assert [r.position.offset for r in everything(log)] == [3, 4]
+
+
+def test_what_is_young_does_not_expire(log: EventLog) -> None:
+    partition = add(log, 5)[0].partition
+    assert log.expire(Topic.TURNS, partition, before=datetime.now(UTC) - LATER, below=5) == 0
+    assert len(everything(log)) == 5
+
+
+def test_nothing_expires_in_an_empty_topic(log: EventLog) -> None:
+    (partition, *_) = log.partitions(Topic.SIGNALS)
+    assert log.expire(Topic.SIGNALS, partition, before=datetime.now(UTC), below=0) == 0
+    assert log.end(Topic.SIGNALS, partition) == 0

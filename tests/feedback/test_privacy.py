@@ -65,6 +65,7 @@ def _told(path: Path) -> bytes:
     return secret(path)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     """Each gateway asks for it at once on the first start; nobody may see a half-written one."""
     with multiprocessing.get_context("spawn").Pool(4) as pool:

@@ -40,7 +40,8 @@ def copied(made, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "snapshots" / manifest.name, tmp_path / manifest.name))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_replay_is_identity(data, made, tmp_path_factory):
     """Invariant 2: any order, duplicates, any batching, replayed from zero, give the same snapshot."""

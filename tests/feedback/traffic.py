@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 
 from feedback.events import Event, Message, SignalKind, TurnRecorded, TurnStatus, turn_event
 from serving.asked import identify, parse
 from tests.feedback.builders import assistant, system, user
-from tests.feedback.wordings import Half, Topic
+from tests.feedback.wordings import Material, Topic
 
 Label = tuple[SignalKind, str]
 """A kind, and the reply that it is about."""
@@ -57,6 +58,16 @@ class Client:
     tools: bool = False
     errand: str = ""
     """What it asks on its own after each reply."""
+    errand_apart: bool = False
+    """The errand goes out in a request of its own that quotes the chat; else at the end of the history."""
+    fools: tuple[SignalKind, ...] = (SignalKind.EDIT,)
+    """What its habit could be mistaken for."""
+    calls: int = 1
+    """Tools that it calls at once, where it has `tools`: three at most."""
+    buttons: bool = True
+    """Whether one can have a reply again, or change a message, in it."""
+    served: Callable[[str], str] = str
+    """What a model answers with here: some write down their thoughts first."""
 
 
 # --- what clients do to replies and histories
@@ -100,7 +111,7 @@ def bulleted(text: str) -> str:
 
 REWRITES = {
     "development": (collapse, pad, without_markdown, with_markdown, typographic),
-    "heldout": (collapse, without_markdown, escaped, unbreakable, bulleted),
+    "released": (collapse, without_markdown, escaped, unbreakable, bulleted),
 }
 
 
@@ -150,7 +161,8 @@ class Chat:
 
     rng: random.Random
     record: Record
-    half: Half
+    material: Material
+    manners: "Manners"
     topic: Topic
     client: Client
     person: str
@@ -166,15 +178,11 @@ class Chat:
     unused: list[str] = field(default_factory=list)
     """Other wordings of the question just asked."""
     about: str = ""
+    meant: list[str] = field(default_factory=list)
+    """What was said, before slips of the keyboard."""
 
     def typed(self, text: str) -> str:
-        """As people type: sometimes in lower case, sometimes with a slip."""
-        if self.rng.random() < 0.12:
-            text = text[:1].lower() + text[1:].rstrip(".")
-        at = self.rng.randrange(len(text))
-        if self.rng.random() < 0.08 and text[at : at + 2].isalpha():
-            text = text[:at] + text[at : at + 2][::-1] + text[at + 2 :]
-        return text
+        return self.manners.types(self.rng, text)
 
     def reads(self, low: float = 3.0, typical: float = 20.0) -> None:
         self.clock += low + typical * self.rng.lognormvariate(0.0, 0.8)
@@ -230,32 +238,19 @@ class Chat:
         return [system(filled), *made]
 
     def reply(self) -> str:
-        rng = self.sampled or self.rng
-        facts = rng.sample(self.topic.facts, rng.randint(3, 5))
-        opening, closing = rng.choice(self.half.openings), rng.choice(self.half.closings)
-        style = rng.random()
-        if style < 0.5:
-            body = " ".join(facts)
-        elif style < 0.7:
-            body = "\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
-        elif style < 0.85:
-            body = "\n" + "\n".join(f"{n}. {fact}" for n, fact in enumerate(facts, 1)) + "\n"
-        else:
-            body = f"\n## Answer\n\n**{facts[0]}**\n\n" + " ".join(facts[1:])
-        return (opening + body + closing).strip()
+        written = self.manners.answers(self.sampled or self.rng, self.material, self.topic)
+        return self.client.served(written)
 
     def tool_call(self, number: int) -> Message:
-        call = {
-            "id": f"call_{number}",
-            "type": "function",
-            "function": {"name": "look_up", "arguments": "{}"},
-        }
-        return {"role": "assistant", "content": None, "tool_calls": [call]}
+        function = {"name": "look_up", "arguments": "{}"}
+        marks = ("", "b", "c")[: self.client.calls]
+        calls = [{"id": f"call_{number}{mark}", "type": "function", "function": function} for mark in marks]
+        return {"role": "assistant", "content": None, "tool_calls": calls}
 
     def text_of(self, response_id: str) -> str:
         return next(
             e.data.reply["content"]
-            for e in self.record.events
+            for e in reversed(self.record.events)
             if isinstance(e.data, TurnRecorded) and e.data.response_id == response_id
         )
 
@@ -270,15 +265,12 @@ class Chat:
         """Have the client get an answer to the history as it stands."""
         if self.client.tools and self.rng.random() < 0.6:
             called = self.request(self.history, calls=True)
-            call = self.record.events[-1].data.reply
-            self.history += [
-                call,
-                {
-                    "role": "tool",
-                    "tool_call_id": call["tool_calls"][0]["id"],
-                    "content": f'{{"seen": "{called}"}}',
-                },
+            step = self.record.events[-1].data.reply
+            seen = f'{{"seen": "{called}"}}'
+            results = [
+                {"role": "tool", "tool_call_id": call["id"], "content": seen} for call in step["tool_calls"]
             ]
+            self.history += [step, *results]
             self.clock += self.rng.uniform(0.2, 3.0)
         self.show(self.request(self.history), ending)
 
@@ -292,13 +284,19 @@ class Chat:
             self.record.events[-1] = data
         self.history.append(assistant(self.client.rewrite(served)))
         if self.client.habit:
-            self.record.trap(self.client.habit, response_id, SignalKind.EDIT)
+            self.record.trap(self.client.habit, response_id, *self.client.fools)
         if self.client.errand:
             self.record.trap("errands of the client (a title, suggestions)", response_id, *REACTIONS[:2])
             now = self.clock
             self.clock += self.rng.uniform(0.02, 0.9)
-            self.request([*self.history, user(self.client.errand)])
+            self.request(self.errand())
             self.clock = now
+
+    def errand(self) -> History:
+        if not self.client.errand_apart:
+            return [*self.history, user(self.client.errand)]
+        quoted = "\n".join(f"{m['role'].upper()}: {m['content']}" for m in self.history if m.get("content"))
+        return [user(f"{self.client.errand}\n<chat_history>\n{quoted}\n</chat_history>")]
 
     # what people do
 
@@ -309,6 +307,10 @@ class Chat:
             wrong = {SignalKind.CORRECTION, SignalKind.REPHRASE, SignalKind.THANKS} - {kind}
             self.record.trap(trap, self.shown, *sorted(wrong))
         self.reads()
+        self.says(text, wordings)
+
+    def says(self, text: str, wordings: Sequence[str]) -> None:
+        self.meant.append(text)
         self.ask(self.typed(text), wordings=wordings)
 
     def fill(self, template: str) -> str:
@@ -326,32 +328,41 @@ class Chat:
 
     def fresh(self, pool: Sequence[str]) -> str:
         """One that was not said yet in this chat: asked a second time, a question would be no new one."""
-        said = " ".join(m["content"] for m in self.history if m["role"] == "user").casefold()
-        left = [text for text in pool if text.casefold() not in said]
+        came_up = self.came_up()
+        left = [text for text in pool if text.casefold() not in came_up]
         return self.rng.choice(left or self.elsewhere().asked)
 
     def elsewhere(self) -> Topic:
         """A topic that this chat has not come to."""
-        said = " ".join(m["content"] for m in self.history if m["role"] == "user").casefold()
+        came_up = self.came_up()
         left = [
-            t for t in self.half.topics if not any(q.casefold() in said for q in (*t.asked, *t.following))
+            t
+            for t in self.material.topics
+            if not any(q.casefold() in came_up for q in (*t.asked, *t.following))
         ]
         return self.rng.choice([t for t in left if t is not self.topic])
+
+    def came_up(self) -> str:
+        return " ".join(
+            [*self.meant, *(m["content"] for m in self.history if m["role"] == "user")]
+        ).casefold()
 
     def said(self) -> str:
         return next(m["content"] for m in reversed(self.history) if m["role"] == "user")
 
     def start(self) -> None:
-        self.ask(self.typed(self.question()), wordings=self.topic.asked)
+        self.says(self.question(), self.topic.asked)
 
     def goes_on(self) -> None:
         self.react(
             SignalKind.CONTINUATION,
-            self.fill(self.rng.choice(self.half.going_on)),
+            self.fill(self.rng.choice(self.material.going_on)),
             trap="an honest follow-up question that shares words",
         )
 
     def asks_alike(self) -> None:
+        if self.topic.sibling in self.meant:
+            return self.goes_on()
         self.react(
             SignalKind.CONTINUATION,
             self.topic.sibling,
@@ -363,39 +374,39 @@ class Chat:
         self.react(SignalKind.CONTINUATION, self.question(), wordings=self.topic.asked)
 
     def nods(self) -> None:
-        self.react(SignalKind.CONTINUATION, self.rng.choice(self.half.nods))
+        self.react(SignalKind.CONTINUATION, self.rng.choice(self.material.nods))
 
     def thanks(self) -> None:
-        pool = self.half.thanks if self.rng.random() < 0.6 else self.half.thanks_and
+        pool = self.material.thanks if self.rng.random() < 0.6 else self.material.thanks_and
         self.react(SignalKind.THANKS, self.fill(self.rng.choice(pool)))
 
     def complains_politely(self) -> None:
         self.react(
             SignalKind.CORRECTION,
-            self.fill(self.rng.choice(self.half.thanks_but)),
+            self.fill(self.rng.choice(self.material.thanks_but)),
             trap="thanks followed by a complaint",
         )
 
     def corrects(self) -> None:
-        template = self.rng.choice(self.half.corrections)
+        template = self.rng.choice(self.material.corrections)
         self.react(SignalKind.CORRECTION, self.fill(template))
 
     def rephrases(self) -> None:
         if not self.unused:
             return self.goes_on()
-        template = self.rng.choice(self.half.rephrasings)
+        template = self.rng.choice(self.material.rephrasings)
         self.react(SignalKind.REPHRASE, self.fill(template), wordings=self.unused)
 
     def declines(self) -> None:
-        template = self.rng.choice(self.half.declines)
+        template = self.rng.choice(self.material.declines)
         self.react(SignalKind.CONTINUATION, self.fill(template), trap="a polite no")
 
     def quotes(self) -> None:
-        template = self.rng.choice(self.half.quotes)
+        template = self.rng.choice(self.material.quotes)
         self.react(SignalKind.CONTINUATION, self.fill(template), trap="quoted text and talk about mistakes")
 
     def slips(self) -> None:
-        template = self.rng.choice(self.half.slips)
+        template = self.rng.choice(self.material.slips)
         self.react(SignalKind.CONTINUATION, self.fill(template), trap="the user's own slip, put right")
 
     def answers_no(self) -> None:
@@ -429,9 +440,11 @@ class Chat:
         """Put the reply right in place and go on with it."""
         self.record.truth.add((SignalKind.EDIT, self.shown))
         self.record.traps = [t for t in self.record.traps if t[1] != (SignalKind.EDIT, self.shown)]
-        self.history[-1] = assistant(edited(self.rng, self.history[-1]["content"], self.half, self.topic))
+        self.history[-1] = assistant(
+            self.manners.edits(self.rng, self.history[-1]["content"], self.material, self.topic)
+        )
         self.reads(10.0, 40.0)
-        self.ask(self.fresh((*self.half.nods, *self.topic.following)))
+        self.ask(self.fresh((*self.material.nods, *self.topic.following)))
 
     def branches(self) -> None:
         """Go back and ask the last question differently."""
@@ -468,9 +481,23 @@ class Chat:
         """The same question under other instructions."""
         self.record.trap("system prompt changed", self.shown, SignalKind.REGENERATION)
         self.reads()
-        self.client = changed(self.client, system=self.rng.choice(self.half.settings))
+        self.client = changed(self.client, system=self.rng.choice(self.material.settings))
         self.history = self.before_reply()
         self.answer()
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How the people, clients and assistants of one set go about what its `Material` has words for."""
+
+    client: Callable[[random.Random, Material], Client]
+    deeds: Sequence[tuple[Callable[[Chat], None], int]]
+    """What people do with a reply, and how often."""
+    scenes: Sequence[tuple[float, Callable[[Chat], None]]]
+    """Whole chats that go another way than question, answer, deed: the share of all chats, and how."""
+    types: Callable[[random.Random, str], str]
+    answers: Callable[[random.Random, Material, Topic], str]
+    edits: Callable[[random.Random, str, Material, Topic], str]
 
 
 def changed(client: Client, **fields: object) -> Client:
@@ -482,7 +509,33 @@ def replace_reply(event: Event, text: str) -> Event:
     return msgspec.structs.replace(event, data=data)
 
 
-def edited(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
+def typed(rng: random.Random, text: str) -> str:
+    """As people type: sometimes in lower case, sometimes with a slip."""
+    if rng.random() < 0.12:
+        text = text[:1].lower() + text[1:].rstrip(".")
+    at = rng.randrange(len(text))
+    if rng.random() < 0.08 and text[at : at + 2].isalpha():
+        text = text[:at] + text[at : at + 2][::-1] + text[at + 2 :]
+    return text
+
+
+def answered(rng: random.Random, material: Material, topic: Topic) -> str:
+    """Some facts, as assistants lay them out."""
+    facts = rng.sample(topic.facts, rng.randint(3, 5))
+    opening, closing = rng.choice(material.openings), rng.choice(material.closings)
+    style = rng.random()
+    if style < 0.5:
+        body = " ".join(facts)
+    elif style < 0.7:
+        body = "\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
+    elif style < 0.85:
+        body = "\n" + "\n".join(f"{n}. {fact}" for n, fact in enumerate(facts, 1)) + "\n"
+    else:
+        body = f"\n## Answer\n\n**{facts[0]}**\n\n" + " ".join(facts[1:])
+    return (opening + body + closing).strip()
+
+
+def edited(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     """As a person would edit it: facts changed, sentences reworded, dropped or added."""
     changes = rng.choices(
         (facts_changed, sentence_reworded, sentence_dropped, sentence_added),
@@ -491,7 +544,7 @@ def edited(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
     )
     made = text
     for change in (*changes, facts_changed):
-        made = change(rng, made, half, topic)
+        made = change(rng, made, material, topic)
         if made != text and change is changes[-1]:
             break
     return made
@@ -500,7 +553,7 @@ def edited(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
 SENTENCE = re.compile(r"(?<=[.!?])(\s+)")
 
 
-def facts_changed(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
+def facts_changed(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     """One to three words become others."""
     others = [w for fact in topic.facts for w in re.findall(r"[a-z]{4,}", fact)]
     for _ in range(rng.randint(1, 3)):
@@ -515,30 +568,30 @@ def facts_changed(rng: random.Random, text: str, half: Half, topic: Topic) -> st
     return text
 
 
-def sentence_reworded(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
+def sentence_reworded(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     """Another beginning, and clauses the other way round."""
-    for old, new in rng.sample(half.reworded, len(half.reworded)):
+    for old, new in rng.sample(material.reworded, len(material.reworded)):
         changed_text = re.sub(
             rf"(?m)(^|[.!?\n] ?)((?:- |\d+\. )?){old} (\w)", rf"\1\2{new} \3", text, count=1
         )
         if changed_text != text:
             return changed_text
-    return facts_changed(rng, text, half, topic)
+    return facts_changed(rng, text, material, topic)
 
 
-def sentence_dropped(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
+def sentence_dropped(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     parts = SENTENCE.split(text)
     if len(parts) < 5:
-        return facts_changed(rng, text, half, topic)
+        return facts_changed(rng, text, material, topic)
     at = 2 * rng.randrange((len(parts) + 1) // 2)
     return "".join(parts[:at] + parts[at + 2 :]).strip()
 
 
-def sentence_added(rng: random.Random, text: str, half: Half, topic: Topic) -> str:
+def sentence_added(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     parts = SENTENCE.split(text)
     at = 2 * rng.randrange(1, (len(parts) + 1) // 2 + 1)
     return "".join(
-        [*parts[:at], " " if at > len(parts) - 1 else "", rng.choice(half.inserted), " ", *parts[at:]]
+        [*parts[:at], " " if at > len(parts) - 1 else "", rng.choice(material.inserted), " ", *parts[at:]]
     ).strip()
 
 
@@ -565,10 +618,10 @@ DEEDS: tuple[tuple[Callable[[Chat], None], int], ...] = (
 )
 
 
-def client_of(rng: random.Random, half: Half, rewrites: Sequence[Callable[[str], str]]) -> Client:
+def client_of(rewrites: Sequence[Callable[[str], str]], rng: random.Random, material: Material) -> Client:
     """Half of all clients send what was said as it was; the others have one habit each, or two."""
     names = rng.choice(("header", "metadata", "user", "user", "nothing"))
-    made = Client(names, system=rng.choice(("", *half.systems)))
+    made = Client(names, system=rng.choice(("", *material.systems)))
     habits: tuple[tuple[str, dict[str, object]], ...] = (
         ("whitespace or markdown normalised", {"rewrite": rng.choice(rewrites)}),
         ("history truncated", {"resend": rng.choice((first_and_last(4), last(5), last(3)))}),
@@ -582,11 +635,11 @@ def client_of(rng: random.Random, half: Half, rewrites: Sequence[Callable[[str],
         ),
         (
             "history summarised",
-            {"resend": summarised(rng.choice(half.summaries), rng.choice(("system", "assistant")))},
+            {"resend": summarised(rng.choice(material.summaries), rng.choice(("system", "assistant")))},
         ),
-        ("a footer under every reply", {"rewrite": footed(rng.choice(half.footers))}),
+        ("a footer under every reply", {"rewrite": footed(rng.choice(material.footers))}),
         ("tool calls and results in the history", {"tools": True}),
-        ("", {"errand": rng.choice(half.errands)}),
+        ("", {"errand": rng.choice(material.errands)}),
     )
     if rng.random() < 0.5:
         return made
@@ -598,7 +651,7 @@ def footed(footer: str) -> Callable[[str], str]:
     return lambda text: text + footer
 
 
-def traffic(half: Half, rewrites: Sequence[Callable[[str], str]], *, seed: int, chats: int) -> Record:
+def traffic(material: Material, manners: Manners, *, seed: int, chats: int) -> Record:
     """Conversations of many people, one after another in the record, at the same hours."""
     rng = random.Random(seed)
     record = Record()
@@ -606,28 +659,34 @@ def traffic(half: Half, rewrites: Sequence[Callable[[str], str]], *, seed: int, 
         chat = Chat(
             rng,
             record,
-            half,
-            rng.choice(half.topics),
-            client_of(rng, half, rewrites),
+            material,
+            manners,
+            rng.choice(material.topics),
+            manners.client(rng, material),
             f"person-{number}",
             f"chat-{number}",
             rng.uniform(0, 3600),
         )
-        kind = rng.random()
-        if kind < 0.06:
-            in_parallel(chat)
-        elif kind < 0.09:
-            strangers(chat)
-        elif kind < 0.12:
-            opened_again(chat)
-        else:
-            chat.start()
-            live(chat, rng.randint(1, 5))
+        scene_of(rng, manners)(chat)
     return record
 
 
+def scene_of(rng: random.Random, manners: Manners) -> Callable[[Chat], None]:
+    at, upto = rng.random(), 0.0
+    for share, scene in manners.scenes:
+        upto += share
+        if at < upto:
+            return scene
+    return one_chat
+
+
+def one_chat(chat: Chat) -> None:
+    chat.start()
+    live(chat, chat.rng.randint(1, 5))
+
+
 def live(chat: Chat, deeds: int) -> None:
-    acts, weights = zip(*DEEDS, strict=True)
+    acts, weights = zip(*chat.manners.deeds, strict=True)
     for act in chat.rng.choices(acts, weights, k=deeds):
         act(chat)
 
@@ -637,7 +696,8 @@ def twin(chat: Chat, suffix: str, person: str, later_s: float) -> Chat:
     return Chat(
         chat.rng,
         chat.record,
-        chat.half,
+        chat.material,
+        chat.manners,
         chat.topic,
         chat.client,
         person,
@@ -693,6 +753,20 @@ def opened_again(chat: Chat) -> None:
     other.clock = max(other.clock, chat.clock + 600.0)
     other.ask(question)
     live(other, 1)
+
+
+MANNERS = {
+    name: Manners(
+        client=partial(client_of, rewrites),
+        deeds=DEEDS,
+        scenes=((0.06, in_parallel), (0.03, strangers), (0.03, opened_again)),
+        types=typed,
+        answers=answered,
+        edits=edited,
+    )
+    for name, rewrites in REWRITES.items()
+}
+"""Of the two sets that `feedback.implicit` is developed on; they differ in what clients do to replies."""
 
 
 def by_conversation(record: Record) -> list[list[Event]]:

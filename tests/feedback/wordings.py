@@ -1,7 +1,8 @@
-"""What the people and assistants of `traffic` say, in two halves that share no topic and no phrase.
+"""What the people and assistants of `traffic` say, in three sets that share no topic and no phrase.
 
-DEVELOPMENT is for looking at while `feedback.implicit` is worked on. `heldout.HELDOUT` is what the published
-figures are measured on: look at it only to add to it, never to see why something was missed.
+DEVELOPMENT and `released.RELEASED` are for looking at while `feedback.implicit` is worked on. `unseen.UNSEEN`
+is what the published figures are measured on: look at it only to add to it, never to see why something was
+missed.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class Topic(NamedTuple):
     """The assistant asks back; the user says no."""
 
 
-class Half(NamedTuple):
+class Material(NamedTuple):
     topics: tuple[Topic, ...]
     openings: tuple[str, ...]
     closings: tuple[str, ...]
@@ -62,7 +63,7 @@ class Half(NamedTuple):
     """What clients ask on their own at the end of a history."""
 
 
-DEVELOPMENT = Half(
+DEVELOPMENT = Material(
     topics=(
         Topic(
             (

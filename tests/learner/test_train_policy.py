@@ -227,6 +227,7 @@ def test_ppo_raises_the_reward_and_leaves_the_base_alone(trunk: Trunk, prompts: 
     assert base_hash(trunk) == before
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_the_run_itself(
     fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def registry(setting: turn.Setting) -> Iterator[Registry]:
     opened.close()
 
 
+@pytest.mark.slow
 def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
     """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
     run = turn.take_turn(setting, now)

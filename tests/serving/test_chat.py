@@ -247,6 +247,7 @@ def test_models_lists_what_can_be_asked_for(start: Start) -> None:
     assert [m.id for m in gateway.sdk().models.list()] == ["ratchet", STABLE, CANARY]
 
 
+@pytest.mark.slow
 def test_traffic_splits_by_user_and_stays(start: Start) -> None:
     """Half of 60 users: fewer than 12 or more than 48 in the canary happens once in 10⁵ salts."""
     gateway = start(

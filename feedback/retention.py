@@ -1,0 +1,126 @@
+"""What was kept for long enough goes: events from log and state, dead letters, snapshots' files.
+
+Events expire by topic, each by its own time, and what was derived from them is derived anew from what is
+left: a log that expired alike gives the same state again. The log lets go of nothing that the pipeline, or
+the forwarder, has not read. Every step may be repeated; nothing here needs the others to stop.
+"""
+
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+from prometheus_client import Counter
+
+from feedback import codec, database, forgetting, snapshots, store
+from feedback.config import Deployment, Pipeline, Retention
+from feedback.embedded import EmbeddedLog
+from feedback.eventlog import EventLog, Topic, topic_of_type
+from feedback.forward import CURSOR
+
+EXPIRED = Counter(
+    "ratchet_feedback_expired_total", "Events, dead letters and snapshots whose days were over", ["kind"]
+)
+
+_log = structlog.get_logger()
+
+
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """What went."""
+
+    snapshots: tuple[str, ...] = ()
+    events: Mapping[Topic, int] = {}
+    """Events removed from the state."""
+    dead_letters: int = 0
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many of each kind."""
+        events = {str(topic): number for topic, number in self.events.items()}
+        return {**events, "dead_letters": self.dead_letters, "snapshots": len(self.snapshots)}
+
+
+def expire(
+    deployment: Deployment,
+    log: EventLog,
+    state: sa.Engine,
+    config: Retention,
+    pipeline: Pipeline,
+    now: datetime,
+) -> Expired:
+    """Let everything go whose days are over at `now`.
+
+    Raises: StateUnavailable, LogUnavailable, SnapshotError; run it again then.
+    """
+    gone = Expired(
+        snapshots=_from_snapshots(deployment.snapshots_dir, config.snapshots_days, now),
+        events={
+            topic: _from_state(state, topic, now - timedelta(days=days), pipeline.retry_window_s)
+            for topic, days in _days(config).items()
+        },
+        dead_letters=_from_dead_letters(state, config.dead_letters_days, now),
+    )
+    for topic, days in _days(config).items():
+        _from_log(deployment, log, state, topic, now - timedelta(days=days))
+    for kind, number in gone.numbers.items():
+        EXPIRED.labels(kind).inc(number)
+    return gone
+
+
+def tidy(
+    deployment: Deployment,
+    log: EventLog,
+    state: sa.Engine,
+    config: Retention,
+    pipeline: Pipeline,
+    now: datetime,
+) -> None:
+    """`expire`, and a line for the operator if anything went."""
+    gone = expire(deployment, log, state, config, pipeline, now)
+    if any(gone.numbers.values()):
+        _log.info("expired", **gone.numbers)
+
+
+def _days(config: Retention) -> dict[Topic, float]:
+    """The topics that expire, and after how many days."""
+    days = {Topic.TURNS: config.turns_days, Topic.SIGNALS: config.signals_days}
+    return {topic: kept for topic, kept in days.items() if kept}
+
+
+def _from_snapshots(folder: Path, days: float, now: datetime) -> tuple[str, ...]:
+    if not days:
+        return ()
+    with snapshots.alone(folder):
+        return tuple(snapshots.expire(folder, now - timedelta(days=days), now))
+
+
+def _from_state(state: sa.Engine, topic: Topic, before: datetime, retry_window_s: float) -> int:
+    found: dict[str, tuple[str, ...]] = {}
+    with database.reading(state) as tx:
+        for event_id, conversation_id, payload in store.stored_events(tx, before=before):
+            if topic_of_type(codec.read(payload).type) == topic:
+                found[conversation_id] = (*found.get(conversation_id, ()), event_id)
+    forgetting.forget_all(state, found, retry_window_s=retry_window_s)
+    return sum(map(len, found.values()))
+
+
+def _from_dead_letters(state: sa.Engine, days: float, now: datetime) -> int:
+    if not days:
+        return 0
+    with database.writing(state) as tx:
+        return store.remove_dead_letters_before(tx, now - timedelta(days=days))
+
+
+def _from_log(
+    deployment: Deployment, log: EventLog, state: sa.Engine, topic: Topic, before: datetime
+) -> None:
+    with database.reading(state) as tx:
+        folded = store.load_offsets(tx)
+    for partition in log.partitions(topic):
+        log.expire(topic, partition, before=before, below=folded.get((topic, partition), 0))
+    if deployment.log == "kafka" and deployment.log_path.exists():
+        with closing(EmbeddedLog(deployment.log_path)) as outbox:
+            outbox.expire(topic, 0, before=before, below=outbox.cursor(CURSOR, topic))
