@@ -60,6 +60,7 @@ def _bars(axes: Axes, found: Figures) -> None:
     """How often the trained policies run the target down."""
     names = ["no attack"]
     names += [f"{s}, {f:.0%} of users" for s in bench_poisoned.ATTACKS for f in bench_poisoned.FRACTIONS]
+    names = [name for name in names if f"{name}: policy runs the target down" in found]
     for n, name in enumerate(names):
         ours, theirs = found[f"{name}: policy runs the target down"]
         axes.bar(n - 0.2, 100.0 * theirs, 0.4, color=WITHOUT)
