@@ -1,15 +1,16 @@
-"""`ratchet pipeline`, `ratchet forward` and `ratchet data`: arguments in, processes or tables out."""
+"""`ratchet pipeline`, `forward`, `data` and `review`: arguments in, processes or tables out."""
 
 import argparse
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from feedback.config import Deployment, Forward, Pipeline, Retention, read, section
+from feedback.config import Deployment, Forward, Pipeline, Retention, Review, read, section
 from feedback.errors import ConfigError, FeedbackError
 
 
@@ -21,6 +22,8 @@ def main(argv: list[str], config: Path | None) -> int:
         deployment = section(sections, "deployment", Deployment)
         if args.verb == "forward":
             return _forward(deployment, section(sections, "forward", Forward))
+        if args.verb == "review":
+            return _review(args, deployment, section(sections, "review", Review))
         pipeline = section(sections, "pipeline", Pipeline)
         retention = section(sections, "retention", Retention)
         if args.verb == "pipeline":
@@ -55,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     choice.add_argument("--show", type=int, metavar="N", help="the Nth of the list, whole")
     choice.add_argument("--replay", action="store_true", help="fold those that can be by now, each once")
     what.add_parser("expire", help="let go of what has been kept for its days ([retention])")
-    for verb in what.choices.values():
+    review = verbs.add_parser("review", help="the queue of replies that people compare")
+    about = review.add_subparsers(dest="about", required=True)
+    about.add_parser("status", help="how much waits, and how far the raters agree")
+    about.add_parser("raters", help="how each rater answers")
+    for verb in [*what.choices.values(), *about.choices.values()]:
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     what.add_parser("erase", add_help=False, help="destroy a user's keys, and all derived of them (ops)")
     return parser
@@ -122,6 +129,27 @@ def _told_to_stop() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def _review(args: argparse.Namespace, deployment: Deployment, config: Review) -> int:
+    import msgspec
+    from rich.console import Console
+
+    from feedback import review_report, store
+
+    with store.opened(deployment.state) as state:
+        if args.about == "raters":
+            raters = review_report.raters(state)
+            show: Callable[[Console], None] = partial(review_report.print_raters, raters)
+            found: object = raters
+        else:
+            status = review_report.status(state, config.raters_per_item)
+            found, show = status, partial(review_report.print_status, status)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        show(Console())
+    return 0
 
 
 def _expire(args: argparse.Namespace, deployment: Deployment, config: Pipeline, retention: Retention) -> int:

@@ -137,9 +137,9 @@ def relabel_pairs(pairs: Iterable[Pair], accuracies: Fit, tiers: Mapping[str, Ti
 
 
 def gold(pair: Pair) -> bool:
-    """Whether it is a ruler for others: a comparison by design, or an operator's label. Volunteered ones are
-    not: who picks what to compare, or invents users who do, would own the ruler."""
-    return pair.by_design or pair.kind is SignalKind.LABEL
+    """Whether it is a ruler for others: a comparison by design, a review, or an operator's label. Volunteered
+    ones are not: who picks what to compare, or invents users who do, would own the ruler."""
+    return pair.by_design or pair.kind in (SignalKind.LABEL, SignalKind.REVIEW)
 
 
 def soft_label(p: float, prior: float, mean: float) -> float:

@@ -174,6 +174,7 @@ class _Seen(NamedTuple):
 
 _Cause = tuple[Why, str]
 _OTHERS: _Cause = (Why.OTHERS, "")
+_RATERS: _Cause = (Why.OTHERS, "what its raters say of other pairs")
 
 
 def _row_change(place: tuple[str, str], was: _Placed | None, now: _Placed | None, seen: _Seen) -> RowChange:
@@ -248,6 +249,8 @@ def _why_relabelled(row: Row, seen: _Seen) -> _Cause:
         return Why.FIT, ", ".join(fitted)
     if getattr(row, "kind", None) is SignalKind.THUMB:
         return Why.HABIT, ""
+    if getattr(row, "kind", None) is SignalKind.REVIEW:
+        return _rules(seen, ()) or _RATERS
     return _rules(seen, ()) or (Why.FIT, "the account's tier")
 
 
@@ -260,6 +263,8 @@ def _why_reweighted(table: str, now: _Placed, seen: _Seen) -> _Cause:
             Why.OTHERS,
             "what judgements may weigh beside people's word",
         )
+    if getattr(row, "kind", None) is SignalKind.REVIEW:
+        return _rules(seen, ()) or _RATERS
     if any((table, split, account) in seen.capped for account in _accounts(row)):
         if seen.old.account_cap != seen.new.account_cap:
             return Why.SETTINGS, _setting("account_cap", seen)

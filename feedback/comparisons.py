@@ -108,6 +108,14 @@ def compared(conversation: Conversation, signals: Iterable[Signal]) -> list[Comp
     return [comparison for comparison in found if comparison is not None]
 
 
+def hasty(signal: Signal, one: Turn, other: Turn) -> bool:
+    """Whether a review came before anybody can have read both replies."""
+    if signal.review is None:
+        return False
+    decided_s = (signal.at - signal.review.shown_at).total_seconds()
+    return decided_s < (_words(one.reply) + _words(other.reply)) / FASTEST_READING_WORDS_PER_S
+
+
 def tally(comparisons: Iterable[Comparison]) -> Tally:
     """Does not depend on order."""
     everything = list(comparisons)

@@ -25,6 +25,7 @@ SECTIONS = (
     "rollout",
     "learner",
     "judge",
+    "review",
 )
 
 
@@ -104,6 +105,26 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if not self.propensity_clip >= 1.0:
             raise ValueError(f"propensity_clip {self.propensity_clip} must be 1 or more")
+
+
+class Review(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[review]`: the queue of replies that people with the role reviewer compare."""
+
+    raters_per_item: int = 3
+    """Answers wanted for each pair of replies."""
+    random_share: float = 0.2
+    """Smallest size of a pair in the drawing, of 1: the rest is how far the reward ensemble disagrees about
+    it. 1: all are drawn alike."""
+    calibration_share: float = 0.1
+    """Share of questions whose answer is known, from an operator's label or from enough other raters."""
+
+    def __post_init__(self) -> None:
+        if self.raters_per_item < 1:
+            raise ValueError(f"raters_per_item {self.raters_per_item} must be 1 or more")
+        if not 0.0 < self.random_share <= 1.0:
+            raise ValueError(f"random_share {self.random_share} must be above 0, at most 1")
+        if not 0.0 <= self.calibration_share < 1.0:
+            raise ValueError(f"calibration_share {self.calibration_share} must be a share below 1")
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

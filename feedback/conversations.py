@@ -20,6 +20,7 @@ from feedback.events import (
     Exposure,
     IdentitySource,
     Message,
+    Review,
     SignalKind,
     SignalReceived,
     TurnRecorded,
@@ -96,6 +97,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
     dimensions: dict[str, float] = {}
     """rating: 0..1 by those of DIMENSIONS that it tells apart."""
+    review: Review | None = None
     of_conversation: bool = False
     """Said about the conversation: `response_id` is its last complete reply at that time."""
 
@@ -214,6 +216,8 @@ def _standing(received: Iterable[tuple[str, SignalReceived]]) -> list[tuple[str,
 
 def _retracts(signal: SignalReceived) -> bool:
     """A kind that carries something, sent without it, takes the earlier one back; so does a deed of 0."""
+    if signal.kind is SignalKind.REVIEW:
+        return signal.value is None and not signal.reasons
     if signal.kind in VALUED:
         return signal.value is None
     if signal.kind is SignalKind.EDIT:
@@ -237,6 +241,7 @@ def _signal(event_id: str, received: SignalReceived, turns: Sequence[Turn]) -> S
         text=received.text,
         reasons=received.reasons,
         dimensions={d: _within(received.dimensions[d]) for d in DIMENSIONS if d in received.dimensions},
+        review=received.review,
         of_conversation=of_conversation,
     )
 

@@ -11,8 +11,9 @@ from feedback.grades import grade
 from feedback.implicit import infer
 from feedback.pairs import demonstrate, pair
 from feedback.records import Demonstration, Grade, Pair
+from feedback.review import Item, items
 
-VERSION = 4
+VERSION = 5
 """Raise it whenever the same events would give other rows: the pipeline then derives everything anew."""
 
 
@@ -31,6 +32,7 @@ class Derived(msgspec.Struct, frozen=True, kw_only=True):
     demonstrations: tuple[Demonstration, ...] = ()
     asked: tuple[Asked, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    items: tuple[Item, ...] = ()
 
 
 def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
@@ -46,6 +48,7 @@ def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
         demonstrations=tuple(demonstrate(conversation, signals)),
         asked=tuple(_asked(conversation)),
         comparisons=tuple(compared(conversation, signals)),
+        items=tuple(items(conversation, conversation.signals)),
     )
 
 

@@ -1,7 +1,7 @@
 """Who speaks against all others, everywhere or about one subject: two questions to each account's votes.
 
-1. *Does it say the opposite?* `consensus` says what all others would have said of a reply. An honest account
-   follows it as far as it goes, an opposed one its contrary:
+1. *Does it say the opposite?* `expectation` says what all others would have said of a reply. An honest
+   account follows it as far as it goes, an opposed one its contrary:
 
        log odds(honest) += log P(vote | bias + merit) - log P(vote | bias - merit)
 
@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feedback import consensus
-from feedback.consensus import Floats, Ints
+from feedback import expectation
+from feedback.expectation import Floats, Ints
 
 PRIOR = 0.02
 """Share of accounts that are taken to be opposed before any evidence."""
@@ -95,7 +95,7 @@ def believe(votes: Sequence[Vote], trusted: Collection[str] = ()) -> Belief:
             in_line_P = places.sums(_evidence(said, line.common_V, further_V))
         for _ in range(DISSENT_ROUNDS):
             doubt_V = 1.0 - places.least(_posterior(in_line_P, SUBJECT_PRIOR))
-            theirs_V = consensus.expected(
+            theirs_V = expectation.expected(
                 said.together, said.side_V, said.voice_V * doubt_V, np.zeros_like(doubt_V), DISSENT_RIDGE
             )
             in_line_P = places.sums(_evidence(said, line.common_V, theirs_V))
@@ -112,8 +112,8 @@ def believe(votes: Sequence[Vote], trusted: Collection[str] = ()) -> Belief:
 class _Said:
     """The votes as arrays."""
 
-    words: consensus.Features
-    together: consensus.Features
+    words: expectation.Features
+    together: expectation.Features
     """Words with the subject they were said about."""
     side_V: Floats
     graded_V: Floats
@@ -138,8 +138,8 @@ def _tabled(votes: Sequence[Vote], places: "_Groups") -> _Said:
     total_P = places.sums(share_V)
     scale_P = np.minimum(1.0, VOICE_TIMES * np.median(total_P) / total_P) if len(total_P) else total_P
     return _Said(
-        words=consensus.features(accounts, (vote.words for vote in votes)),
-        together=consensus.features(accounts, map(_together, votes)),
+        words=expectation.features(accounts, (vote.words for vote in votes)),
+        together=expectation.features(accounts, map(_together, votes)),
         side_V=np.array([vote.side for vote in votes]),
         graded_V=np.array([float(vote.graded) for vote in votes]),
         share_V=share_V,
@@ -153,9 +153,9 @@ def _together(vote: Vote) -> dict[str, float]:
 
 def _everybody(said: _Said, believed_V: Floats) -> _Line:
     weight_V = said.voice_V * believed_V
-    bias_V = consensus.habit(said.graded_V, said.side_V, weight_V)
-    merit_V = consensus.expected(said.words, said.side_V, weight_V, bias_V, RIDGE)
-    drift_V = consensus.expected(said.together, said.side_V, weight_V, bias_V + merit_V, RIDGE)
+    bias_V = expectation.habit(said.graded_V, said.side_V, weight_V)
+    merit_V = expectation.expected(said.words, said.side_V, weight_V, bias_V, RIDGE)
+    drift_V = expectation.expected(said.together, said.side_V, weight_V, bias_V + merit_V, RIDGE)
     graded_V = weight_V * said.graded_V
     mean = float(graded_V @ (merit_V + drift_V)) / max(float(graded_V.sum()), 1e-9)
     usual_V = bias_V + mean * said.graded_V

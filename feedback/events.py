@@ -33,6 +33,8 @@ class SignalKind(StrEnum):
     """How the user's task ended."""
     JUDGEMENT = "judgement"
     """A machine's comparison under a written constitution; no client can send it."""
+    REVIEW = "review"
+    """A rater's answer about two replies of the review queue; only for a ticket that the queue gave out."""
 
 
 VALUED = frozenset(
@@ -43,6 +45,7 @@ VALUED = frozenset(
         SignalKind.LABEL,
         SignalKind.OUTCOME,
         SignalKind.JUDGEMENT,
+        SignalKind.REVIEW,
     }
 )
 """Kinds that say something by their value. Without one, a signal takes the earlier of its kind back."""
@@ -111,6 +114,33 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     """When both replies were there to be read."""
 
 
+class Drawn(StrEnum):
+    """Why the review queue asked this rater about these replies."""
+
+    SAMPLED = "sampled"
+    """Nobody had answered; drawn from all such pairs by priority sampling (`feedback.review`)."""
+    SHARED = "shared"
+    """Others had been asked before, and more raters were wanted."""
+    CALIBRATION = "calibration"
+    """The answer was known: it measures the rater."""
+
+
+class Review(msgspec.Struct, frozen=True, kw_only=True):
+    """How a rater was shown two replies of the review queue."""
+
+    side: Literal["left", "right"]
+    """Where the reply of `response_id` stood; drawn for each rater, either side with probability 1/2."""
+    drawn: Drawn
+    size: float
+    """sampled: the pair's size in the drawing, 0..1. Otherwise 1."""
+    threshold: float
+    """sampled: the largest priority among the pairs not drawn; min(1, size / threshold) is the probability
+    with which this one was. Otherwise 0."""
+    disagreement: float | None = None
+    """How far the reward ensemble disagreed about the pair, 0..1; None when it had not scored it."""
+    shown_at: datetime
+
+
 class TurnRecorded(
     msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"
 ):
@@ -161,21 +191,26 @@ class SignalReceived(
     kind: SignalKind
     value: float | None = None
     """thumb: 1 up, 0 down. rating, label: 0..1. outcome: 0..1, 1 when the user's task was done. comparison,
-    judgement: probability that `response_id` is the better one. None takes back what the same user said in
-    one of these kinds; of a judgement, it says that the judge was asked and gave nothing to go by."""
+    judgement, review: probability that `response_id` is the better one. None takes back what the same user
+    said in one of these kinds; of a judgement, it says that the judge was asked and gave nothing to go by; of
+    a review with a reason, that the rater passed."""
     text: str | None = None
     """comment: its text. edit: the reply as the user would have it. judgement: the machine's revision of the
     reply, when that is what it was compared with."""
     reasons: tuple[str, ...] = ()
     """Short labels; of a judgement, the constitution and the judge's model."""
     other_response_id: str | None = None
-    """comparison, judgement: the other reply. regeneration: the one that came instead of `response_id`'s."""
+    """comparison, judgement, review: the other reply. regeneration: the one that came instead of
+    `response_id`'s."""
     dimensions: dict[str, float] = {}
     """rating: 0..1 by some or all of `helpful`, `honest`, `harmless`; `value` sums them up. judgement: by
-    principle, the probability that `response_id` is the better one, mean of both orders."""
+    principle, the probability that `response_id` is the better one, mean of both orders. review: the same by
+    some or all of the dimensions of a rating."""
     position_gaps: dict[str, float] = {}
     """judgement: by principle and `overall`, that probability with `response_id` shown first, less with it
     shown second."""
+    review: Review | None = None
+    """Set on every review, and on nothing else."""
     received_at: datetime
 
 

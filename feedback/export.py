@@ -49,7 +49,9 @@ FIELDS = {
     "p": "soft label: probability that `chosen` is the better, or that `completion` is a good reply",
     "weight": "how much the row should count, after trust, caps and centring",
     "kind": "the signal behind it (thumb, edit, regeneration, …)",
-    "dimensions": "what a rating said, 0..1: helpful, honest, harmless; null where it said nothing",
+    "dimensions": "helpful, honest, harmless, 0..1: what a rating said of the reply, or the probability that "
+    "reviews give `chosen`; null where nothing was said",
+    "votes": "reviews: what each rater said, overall and by dimension: 1 `chosen`, 0 `rejected`, 0.5 neither",
     "inferred": "true when the traffic showed it, false when a client said it",
     "reason": "why the row says what it says",
     "count": "how often the prompt was answered",

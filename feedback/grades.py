@@ -35,6 +35,8 @@ LABEL_WEIGHT = 1.0
 """A human label's p is the label itself."""
 COMPARISON_WEIGHT = 1.0
 """A comparison by design: its p is the stated strength of preference."""
+REVIEW_WEIGHT = 1.0
+"""What one rater's answer weighs before `consensus` puts them together."""
 VOLUNTEERED = Prior(0.9, 0.7)
 """A comparison that nobody asked for, when stated surely: the rater chose what to compare, and knew which was
 which."""

@@ -22,7 +22,8 @@ from feedback.text import canonical, plain
 
 MAX_RIVALS_PER_PROMPT = 3
 """Pairs of replies to one prompt state that are worth a judge's time."""
-_PEOPLES = (SignalKind.COMPARISON, SignalKind.LABEL)
+PEOPLES = (SignalKind.COMPARISON, SignalKind.LABEL, SignalKind.REVIEW)
+"""Kinds by which people compare two replies."""
 
 
 class Rivals(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +40,7 @@ def rivals(conversation: Conversation) -> list[Rivals]:
 
     Pairs with gold come first, then by response ids; those that somebody compared unasked are left out.
     """
-    compared = [p for p in pair(conversation, conversation.signals) if p.kind in _PEOPLES]
+    compared = [p for p in pair(conversation, conversation.signals) if p.kind in PEOPLES]
     said = peoples_word(compared)
     unasked = {_replies(p) for p in compared} - said.keys()
     by_state: dict[str, list[Turn]] = defaultdict(list)
@@ -94,7 +95,7 @@ def instructive(judged: Iterable[Pair], people: Iterable[Pair]) -> list[Pair]:
     On two wordings that people compared, a judgement only measures the judge; and one whose label has faded
     to 1/2, because the judge is right no more often than a coin, says nothing.
     """
-    settled = {_wordings(p) for p in people if p.kind in _PEOPLES}
+    settled = {_wordings(p) for p in people if p.kind in PEOPLES}
     return [p for p in judged if p.p > 0.5 and _wordings(p) not in settled]
 
 

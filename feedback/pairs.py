@@ -11,7 +11,7 @@ from math import fsum
 
 import msgspec
 
-from feedback.comparisons import by_design
+from feedback.comparisons import by_design, hasty
 from feedback.conversations import Conversation, Signal, Turn
 from feedback.events import Message, SignalKind
 from feedback.grades import (
@@ -20,6 +20,7 @@ from feedback.grades import (
     JUDGEMENT,
     LABEL_WEIGHT,
     REGENERATION,
+    REVIEW_WEIGHT,
     VOLUNTEERED,
     Prior,
 )
@@ -57,6 +58,7 @@ def pair(conversation: Conversation, signals: Sequence[Signal]) -> list[Pair]:
             for p in _compared(conversation, s)
         ),
         *(p for s in signals if s.kind is SignalKind.JUDGEMENT for p in _judged(conversation, s)),
+        *(p for s in signals if s.kind is SignalKind.REVIEW for p in _reviewed(conversation, s)),
     ]
     merged: dict[str, Pair] = {}
     for made in sorted(found, key=lambda p: (p.pair_id, p.event_ids)):
@@ -278,6 +280,28 @@ def _judged(conversation: Conversation, signal: Signal) -> list[Pair]:
             reason=f"judgement {0.5 + lean / 2.0:.2f}{'' if signal.text is None else ' of its own revision'}",
         )
     ]
+
+
+def _reviewed(conversation: Conversation, signal: Signal) -> list[Pair]:
+    """One rater's answer; `consensus` puts those about one pair together."""
+    one, other = conversation.turn(signal.response_id), conversation.turn(signal.other_response_id)
+    value = signal.value
+    if one is None or other is None or value is None or not comparable(one, other):
+        return []
+    if hasty(signal, one, other):
+        return []
+    chosen, rejected = (one, other) if value >= 0.5 else (other, one)
+    dimensions = {d: v if chosen is one else 1.0 - v for d, v in signal.dimensions.items()}
+    found = _pair(
+        rejected,
+        signal,
+        chosen=chosen,
+        rejected=rejected,
+        p=max(value, 1.0 - value),
+        weight=REVIEW_WEIGHT,
+        reason=", ".join(("review", *signal.reasons)),
+    )
+    return [msgspec.structs.replace(found, dimensions=dimensions, propensity=1.0)]
 
 
 def _served_sides(one: Turn, other: Turn | None, value: float) -> tuple[Turn | str, Turn] | None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import codec, database, erasure, keyring, snapshots, store
+from feedback import codec, consensus, database, erasure, keyring, snapshots, store
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Derived, derive
 from feedback.errors import (
@@ -27,7 +27,7 @@ from feedback.errors import (
     StateUnavailable,
 )
 from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
-from feedback.events import Event, SignalReceived, TurnRecorded, UserErased
+from feedback.events import Event, SignalKind, SignalReceived, TurnRecorded, UserErased
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
@@ -38,6 +38,14 @@ WAITING = Gauge("ratchet_feedback_dead_letters_waiting", "Dead letters that wait
 GRADES = Gauge("ratchet_feedback_grades", "Grades in the state, by signal kind.", ["kind"])
 PAIRS = Gauge("ratchet_feedback_pairs", "Pairs shown by single conversations, by signal kind.", ["kind"])
 DEMONSTRATIONS = Gauge("ratchet_feedback_demonstrations", "Edited replies to learn from.")
+REVIEW_ITEMS = Gauge(
+    "ratchet_feedback_review_items",
+    "Pairs of replies in the review queue, by number of answers, or `known` or `given up`.",
+    ["stage"],
+)
+REVIEW_ALPHA = Gauge(
+    "ratchet_feedback_review_alpha_ratio", "Krippendorff's alpha of the raters' answers.", ["dimension"]
+)
 LAG = Gauge("ratchet_feedback_lag_records", "Records in the log that are not folded yet.", ["topic"])
 LAST_EVENT = Gauge(
     "ratchet_feedback_seconds_since_last_event", "Age of the newest event folded; 0 before the first."
@@ -51,6 +59,7 @@ SOURCES: dict[Topic, type] = {
 }
 """What is read, and the one type of event that belongs there."""
 _STALL_S = 1.0
+_MEASURED_EVERY_S = 60.0
 _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 
@@ -116,9 +125,8 @@ def run(
     Args: `expire`, called with the time at the start and every `expire_every_s` seconds from then on.
     """
     newest: datetime | None = None
-    snapshot_at = clock()
-    expire_at = clock()
-    prepared = False
+    snapshot_at = measured_at = expire_at = clock()
+    prepared, reviewed = False, True
     while not stop.is_set():
         try:
             prepared = prepared or _prepare(state, config)
@@ -126,6 +134,10 @@ def run(
             if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
+            reviewed = reviewed or ("pair", SignalKind.REVIEW.value) in folded.change
+            if reviewed and (clock() - measured_at).total_seconds() >= _MEASURED_EVERY_S:
+                _measure_agreement(state)
+                reviewed, measured_at = False, clock()
             if expire is not None and clock() >= expire_at:
                 expire(clock())
                 expire_at = clock() + timedelta(seconds=expire_every_s)
@@ -462,6 +474,16 @@ def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
             PAIRS.labels(kind).inc(number)
         elif what == "demonstration":
             DEMONSTRATIONS.inc(number)
+        elif what == "item":
+            REVIEW_ITEMS.labels(kind).inc(number)
+
+
+def _measure_agreement(state: sa.Engine) -> None:
+    with database.reading(state) as tx:
+        _, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
+    for found in report.agreement:
+        if found.alpha is not None:
+            REVIEW_ALPHA.labels(found.dimension).set(found.alpha)
 
 
 def _observe_lag(log: EventLog, offsets: Offsets, records: Sequence[Record]) -> None:

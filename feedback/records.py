@@ -40,6 +40,16 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class Vote(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rater of the review queue said of a pair."""
+
+    rater: str
+    p: float
+    """1: `chosen` is the better one; 0: `rejected` is; 1/2: neither."""
+    dimensions: dict[str, float] = {}
+    """The same by those of `events.DIMENSIONS` that the rater answered."""
+
+
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """Two replies to one prompt state; `chosen` is the likelier better one."""
 
@@ -57,6 +67,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     kind: SignalKind
     p: float
     """Probability that `chosen` is better than `rejected`, 0.5..1."""
+    dimensions: dict[str, float] = {}
+    """review: the probability that `chosen` is the better one by name (`events.DIMENSIONS`), 0..1."""
+    votes: tuple[Vote, ...] = ()
+    """review: what each rater said."""
     weight: float
     propensity: float = 1.0
     """Probability with which the traffic split led to these replies; 1 when they were put side by side."""

@@ -18,6 +18,7 @@ from feedback.lineage import Ancestry, Lineage, Trail
 from feedback.pipeline import Replayed
 from feedback.records import Demonstration, Grade, Pair
 from feedback.retention import Expired
+from feedback.review_report import agreement
 from feedback.snapshots import TABLES, Manifest
 from feedback.store import DeadLetter
 from feedback.text import content_text
@@ -95,6 +96,8 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
         console.print(_fit(m))
     if m.comparisons.counted or m.comparisons.dropped:
         console.print(_comparisons(m.comparisons))
+    if m.reviews.agreement:
+        console.print(agreement(m.reviews.agreement))
     if m.quarantined:
         console.print(_quarantine(m))
     if m.doubted:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from feedback import accuracy, database, judgements, store, trust
+from feedback import accuracy, consensus, database, judgements, store, trust
 from feedback.comparisons import Tally, tally
 from feedback.config import Pipeline
 from feedback.derivation import VERSION, Asked
@@ -33,15 +33,16 @@ from feedback.events import DIMENSIONS, Message, SignalKind
 from feedback.pairs import contrast, split_of
 from feedback.propensity import reweigh
 from feedback.raters import WEIGHT_DIGITS, cap_accounts, centre_thumbs, raters_of
-from feedback.records import Demonstration, Grade, Pair, PromptState, Split
+from feedback.records import Demonstration, Grade, Pair, PromptState, Split, Vote
 from feedback.text import canonical
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raise it whenever a column comes (`_SINCE`); snapshots of earlier versions are still read."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STRINGS = pa.list_(pa.string())
 _AT = pa.timestamp("us", tz="UTC")
+_DIMENSIONS = pa.struct([(name, pa.float64()) for name in DIMENSIONS])
 _SCHEMAS = {
     "pairs": pa.schema(
         {
@@ -59,6 +60,10 @@ _SCHEMAS = {
             "rejected_response_id": pa.string(),
             "user": pa.string(),
             "raters": _STRINGS,
+            "dimensions": _DIMENSIONS,
+            "votes": pa.list_(
+                pa.struct([("rater", pa.string()), ("p", pa.float64()), ("dimensions", _DIMENSIONS)])
+            ),
             "event_ids": _STRINGS,
             "at": _AT,
         }
@@ -75,7 +80,7 @@ _SCHEMAS = {
             "kind": pa.string(),
             "inferred": pa.bool_(),
             "reason": pa.string(),
-            "dimensions": pa.struct([(name, pa.float64()) for name in DIMENSIONS]),
+            "dimensions": _DIMENSIONS,
             "prompt_digest": pa.string(),
             "response_id": pa.string(),
             "adapter": pa.string(),
@@ -102,7 +107,7 @@ _SCHEMAS = {
     ),
 }
 TABLES = tuple(_SCHEMAS)
-_SINCE = {("grades", "dimensions"): 2}
+_SINCE = {("grades", "dimensions"): 2, ("pairs", "dimensions"): 3, ("pairs", "votes"): 3}
 """The schema version that a column came with; those not named here were always there."""
 IDS = {
     "pairs": "pair_id",
@@ -154,6 +159,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Largest factor by which rows of rare arms weigh more; 1: none do."""
     comparisons: Tally = Tally()
     """All answers about two replies side by side, and what else could have decided them."""
+    reviews: consensus.Report = consensus.Report()
+    """How far the raters of the review queue agree, and can be believed."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
     doubted: tuple[trust.Doubted, ...] = ()
@@ -197,6 +204,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     fit: accuracy.Fit
     weight_kept: float
     judgement_share: float
+    reviews: consensus.Report
     quarantined: tuple[trust.Quarantined, ...]
     doubted: tuple[trust.Doubted, ...]
 
@@ -266,6 +274,7 @@ def _build(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> 
         weight_kept=assembled.weight_kept,
         propensity_clip=config.propensity_clip,
         comparisons=answered,
+        reviews=assembled.reviews,
         quarantined=assembled.quarantined,
         doubted=assembled.doubted,
     )
@@ -289,10 +298,14 @@ def assemble(
     centred, held-out users' rows on training prompts go, every account is capped within each split, and only
     then are graded replies contrasted across users. A machine's judgements are no account's: gold measures
     them like other signals, they are never held out, and have at most `judgement_cap` of the training weight.
+    Reviews are no account's either: what raters say of a pair becomes one row, weighed by how sure that is.
     """
-    said, everything, shown = list(grades), list(pairs), list(demonstrations)
+    said, shown = list(grades), list(demonstrations)
+    judged, of_people = judgements.apart(pairs)
+    answers, shown_pairs = consensus.apart(of_people)
+    reviewed, reviews = consensus.settle(answers, shown_pairs)
+    everything = [*shown_pairs, *judged, *reviewed]
     fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
-    judged, shown_pairs = judgements.apart(everything)
     weighed = trust.weigh(
         accuracy.relabel_grades(said, fit, tiers),
         accuracy.relabel_pairs(shown_pairs, fit, tiers),
@@ -306,7 +319,11 @@ def assemble(
         weighed.demonstrations,
         config,
     )
-    instructive = judgements.instructive(accuracy.relabel_pairs(judged, fit, tiers), shown_pairs)
+    for pair in reviewed:
+        rows["pairs"].append(_pair_row(pair, _split_of_prompt(pair, config)))
+    instructive = judgements.instructive(
+        accuracy.relabel_pairs(judged, fit, tiers), [*shown_pairs, *reviewed]
+    )
     share, heldout = _add_judgements(rows, instructive, config)
     rows["prompts"] = [_prompt_row(p) for p in _prompt_states(asked, config.heldout_fraction)]
     for table, column in IDS.items():
@@ -318,6 +335,7 @@ def assemble(
         fit=fit,
         weight_kept=round(after / before, WEIGHT_DIGITS) if before else 1.0,
         judgement_share=share,
+        reviews=reviews,
         quarantined=tuple(weighed.quarantined),
         doubted=tuple(weighed.doubted),
     )
@@ -356,7 +374,7 @@ def _add_judgements(rows: Rows, judged: Sequence[Pair], config: Pipeline) -> tup
 
     Returns: their share of the weight, and how many were left out because their prompts are held out.
     """
-    train = [p for p in judged if split_of(p.prompt, (), heldout_fraction=config.heldout_fraction) == "train"]
+    train = [p for p in judged if _split_of_prompt(p, config) == "train"]
     others = fsum(
         row["weight"] for table in ("grades", "pairs") for row in rows[table] if row["split"] == "train"
     )
@@ -364,6 +382,11 @@ def _add_judgements(rows: Rows, judged: Sequence[Pair], config: Pipeline) -> tup
     rows["pairs"] += [_pair_row(p, "train") for p in capped]
     weight = fsum(p.weight for p in capped)
     return round(weight / (weight + others), WEIGHT_DIGITS) if weight else 0.0, len(judged) - len(train)
+
+
+def _split_of_prompt(pair: Pair, config: Pipeline) -> Split:
+    """Of a pair that is no user's word."""
+    return split_of(pair.prompt, (), heldout_fraction=config.heldout_fraction) or "train"
 
 
 def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:
@@ -715,6 +738,14 @@ def _said(reply: str) -> list[Message]:
     return [{"role": "assistant", "content": reply}]
 
 
+def _told_apart(dimensions: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: dimensions.get(name) for name in DIMENSIONS}
+
+
+def _present(dimensions: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: said for name, said in dimensions.items() if said is not None}
+
+
 def _pair_row(pair: Pair, split: Split) -> Row:
     return {
         "pair_id": pair.pair_id,
@@ -731,6 +762,8 @@ def _pair_row(pair: Pair, split: Split) -> Row:
         "rejected_response_id": pair.rejected_response_id,
         "user": pair.user,
         "raters": list(pair.raters),
+        "dimensions": _told_apart(pair.dimensions),
+        "votes": [{"rater": v.rater, "p": v.p, "dimensions": _told_apart(v.dimensions)} for v in pair.votes],
         "event_ids": list(pair.event_ids),
         "at": pair.at.astimezone(UTC),
     }
@@ -747,6 +780,11 @@ def _pair(row: Row) -> Pair:
         rejected_response_id=row["rejected_response_id"],
         user=row["user"],
         raters=tuple(row["raters"]),
+        dimensions=_present(row.get("dimensions", {})),
+        votes=tuple(
+            Vote(rater=v["rater"], p=v["p"], dimensions=_present(v["dimensions"]))
+            for v in row.get("votes", ())
+        ),
         kind=SignalKind(row["kind"]),
         p=row["p"],
         weight=row["weight"],
@@ -768,7 +806,7 @@ def _grade_row(grade: Grade, split: Split) -> Row:
         "kind": grade.kind.value,
         "inferred": grade.inferred,
         "reason": grade.reason,
-        "dimensions": {name: grade.dimensions.get(name) for name in DIMENSIONS},
+        "dimensions": _told_apart(grade.dimensions),
         "prompt_digest": grade.prompt_digest,
         "response_id": grade.response_id,
         "adapter": grade.adapter,
@@ -792,7 +830,7 @@ def _grade(row: Row) -> Grade:
         p=row["p"],
         weight=row["weight"],
         reason=row["reason"],
-        dimensions={name: said for name, said in row.get("dimensions", {}).items() if said is not None},
+        dimensions=_present(row.get("dimensions", {})),
         event_ids=tuple(row["event_ids"]),
         at=row["at"],
     )

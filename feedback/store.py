@@ -18,8 +18,9 @@ from feedback.comparisons import Comparison
 from feedback.derivation import Asked, Derived
 from feedback.events import Event, SignalKind
 from feedback.records import Demonstration, Grade, Pair
+from feedback.review import Item
 
-What = Literal["grade", "pair", "demonstration", "asked", "comparison"]
+What = Literal["grade", "pair", "demonstration", "asked", "comparison", "item"]
 Offsets = dict[tuple[str, int], int]
 """Next offset to read, by topic and partition."""
 Kinds = Counter[tuple[str, str]]
@@ -74,6 +75,13 @@ snapshots = sa.Table(
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("arrived_weight", sa.Float, nullable=False),
 )
+scores = sa.Table(
+    "feedback_review_scores",
+    metadata,
+    sa.Column("item_id", sa.Text, primary_key=True),
+    sa.Column("disagreement", sa.Float, nullable=False, comment="of the reward ensemble, 0 to 1"),
+    sa.Column("run", sa.Text, nullable=False),
+)
 derivations = sa.Table(
     "feedback_derivations",
     metadata,
@@ -87,6 +95,7 @@ _DECODERS: dict[str, Any] = {
     "demonstration": msgspec.json.Decoder(Demonstration),
     "asked": msgspec.json.Decoder(Asked),
     "comparison": msgspec.json.Decoder(Comparison),
+    "item": msgspec.json.Decoder(Item),
 }
 
 
@@ -274,11 +283,57 @@ def count_derived(tx: sa.Connection) -> Kinds:
     return _count(tx, sa.true())
 
 
-def derived_rows(tx: sa.Connection, what: What) -> Iterator[Any]:
-    """Every grade, pair, demonstration, asked prompt or comparison, in no particular order."""
+def derived_rows(tx: sa.Connection, what: What, kind: SignalKind | None = None) -> Iterator[Any]:
+    """Every grade, pair, demonstration, asked prompt, comparison or review item, in no particular order.
+
+    Args: kind, of grades and pairs: those of this kind alone.
+    """
     decode = _DECODERS[what].decode
-    for (payload,) in tx.execute(sa.select(derived.c.payload).where(derived.c.what == what)):
+    among = derived.c.what == what if kind is None else _of_kind(what, kind)
+    for (payload,) in tx.execute(sa.select(derived.c.payload).where(among)):
         yield decode(payload)
+
+
+def _of_kind(what: What, kind: SignalKind) -> sa.ColumnElement[bool]:
+    return sa.and_(derived.c.what == what, derived.c.kind == kind.value)
+
+
+def items(tx: sa.Connection, stages: Iterable[str], limit: int) -> list[tuple[str, Item]]:
+    """Items of the review queue in these stages with their conversations, the smallest lots first."""
+    decode = _DECODERS["item"].decode
+    query = (
+        sa.select(derived.c.conversation_id, derived.c.payload)
+        .where(derived.c.what == "item", derived.c.kind.in_(list(stages)))
+        .order_by(derived.c.weight)
+        .limit(limit)
+    )
+    return [(conversation_id, decode(payload)) for conversation_id, payload in tx.execute(query)]
+
+
+def item_stages(tx: sa.Connection) -> dict[str, int]:
+    """How many items of the review queue are in each stage."""
+    counts = _count(tx, derived.c.what == "item")
+    return {stage: number for (_, stage), number in counts.items()}
+
+
+def disagreements(tx: sa.Connection, item_ids: Collection[str]) -> dict[str, float]:
+    """How far the reward ensemble disagrees, of those items that it has scored."""
+    return {
+        item_id: disagreement
+        for ids in _chunks(item_ids)
+        for item_id, disagreement in tx.execute(
+            sa.select(scores.c.item_id, scores.c.disagreement).where(scores.c.item_id.in_(ids))
+        )
+    }
+
+
+def replace_disagreements(tx: sa.Connection, run: str, found: Mapping[str, float]) -> None:
+    """What one run of the learner found takes the place of what all earlier ones did."""
+    tx.execute(sa.delete(scores))
+    if found:
+        tx.execute(
+            sa.insert(scores), [{"item_id": i, "disagreement": d, "run": run} for i, d in found.items()]
+        )
 
 
 def arrived_weight(tx: sa.Connection) -> float:
@@ -380,6 +435,8 @@ def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any
         yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
     for compared in made.comparisons:
         yield row("comparison", compared.comparison_id, "", 0.0, compared)
+    for item in made.items:
+        yield row("item", item.item_id, item.stage, item.lot, item)
 
 
 def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:

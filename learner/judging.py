@@ -21,7 +21,7 @@ from feedback.conversations import Conversation, Turn, fold
 from feedback.eventlog import EventLog, Topic
 from feedback.events import Event, SignalKind, SignalReceived, signal_event
 from feedback.implicit import infer
-from feedback.judgements import disliked, judgement_id, rivals
+from feedback.judgements import PEOPLES, disliked, judgement_id, rivals
 from feedback.pairs import split_of
 from feedback.text import canonical
 from learner import judge
@@ -138,7 +138,7 @@ def choose(judging: Judging, state: sa.Engine, log: EventLog) -> list[Case]:
     config = judging.config
     with database.reading(state) as tx:
         waiting = _waiting(tx, log)
-        compared = store.conversations_with(tx, "pair", (SignalKind.COMPARISON, SignalKind.LABEL))
+        compared = store.conversations_with(tx, "pair", PEOPLES)
         graded = store.conversations_with(tx, "grade", tuple(SignalKind))
         gold = _pairs(judging, _walk(tx, compared, waiting), compared_by_people=True)
         pairs = _pairs(judging, _walk(tx, _every_conversation(tx), waiting), compared_by_people=False)

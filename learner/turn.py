@@ -22,10 +22,11 @@ import torch
 from prometheus_client import Counter, Gauge
 
 from feedback import snapshots
+from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
 from feedback.snapshots import Snapshot
-from learner import checkpoints, evaluate, train_policy, train_reward
+from learner import checkpoints, disagreement, evaluate, train_policy, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
 from learner.checkpoints import write_atomically
 from learner.config import Learner
@@ -377,6 +378,8 @@ def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     train_reward.standardise(model, root)
     found = train_reward.report(model, data, losses, root)
     train_reward.save(model, found, bench.folder / "reward")
+    with feedback_store.opened(bench.setting.deployment.state) as state:
+        disagreement.record(model, bench.encoder, state, run.run_id)
     ACCURACY.set(found.accuracy)
     bench.reward = (model, found)
     return {}

@@ -26,6 +26,7 @@ VERBS = {
     "pipeline": Verb("feedback", "fold recorded events into grades and preference pairs"),
     "forward": Verb("feedback", "move the embedded event log on to Kafka"),
     "data": Verb("feedback", "build, compare, export and trace dataset snapshots; dead letters; erase users"),
+    "review": Verb("feedback", "how far people's comparisons are, and how far their raters agree"),
     "learn": Verb("learner", "make the base model, train reward model and policy, run turns"),
     "engine": Verb("ops", "run one engine replica in the foreground"),
     "controller": Verb("ops", "load adapters, judge candidates, roll them out"),

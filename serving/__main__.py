@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feedback.config import Deployment, read, section
+from feedback.config import Deployment, Review, read, section
 from feedback.errors import ConfigError
 from ops.errors import OpsError
 from serving.auth import Keys, Role
@@ -24,14 +24,14 @@ def main(argv: list[str], config: Path | None) -> int:
         deployment = section(sections, "deployment", Deployment)
         gateway = section(sections, "gateway", Gateway)
         if arguments.verb == "gateway":
-            return serve(deployment, gateway)
+            return serve(deployment, gateway, section(sections, "review", Review))
         return _keys(arguments, Keys(deployment.state))
     except (ConfigError, OpsError, ServingError) as e:
         print(f"ratchet {arguments.verb}: {e}", file=sys.stderr)
         return 2
 
 
-def serve(deployment: Deployment, gateway: Gateway) -> int:
+def serve(deployment: Deployment, gateway: Gateway, review: Review) -> int:
     """Serve until SIGTERM or SIGINT, then drain."""
     listening = listen(gateway.host, gateway.port)
 
@@ -40,6 +40,7 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
     from feedback.embedded import EmbeddedLog
     from feedback.keyring import KeyRing
     from feedback.privacy import secret
+    from feedback.review_queue import ReviewQueue
     from ops.registry import Registry
     from ops.telemetry import configure_logging
     from serving.app import build
@@ -47,12 +48,14 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
     configure_logging("gateway")
     keys, registry, ring = Keys(deployment.state), Registry(deployment.state), KeyRing(deployment.state)
     log = EmbeddedLog(deployment.log_path)
+    queue = ReviewQueue(deployment.state, review)
     app = build(
         gateway,
         log=log,
         registry=registry,
         keys=keys,
         ring=ring,
+        queue=queue,
         secret=secret(deployment.data_dir / "secret"),
     )
     _greet(keys, f"http://{gateway.host}:{listening.getsockname()[1]}")
@@ -78,6 +81,7 @@ def serve(deployment: Deployment, gateway: Gateway) -> int:
         registry.close()
         keys.close()
         ring.close()
+        queue.close()
     return 0
 
 

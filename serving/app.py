@@ -14,11 +14,12 @@ from starlette.exceptions import HTTPException
 from feedback.embedded import EmbeddedLog
 from feedback.errors import StateUnavailable
 from feedback.keyring import KeyRing
+from feedback.review_queue import ReviewQueue
 from ops.errors import RegistryUnavailable
 from ops.telemetry import logger
-from serving import health, openapi, signals, told
+from serving import health, openapi, reviews, signals, told
 from serving.asgi import App, ClientGone, Receive, Scope, Send, error_headers, read_json
-from serving.auth import Authenticator, Keys
+from serving.auth import Authenticator, Keys, Role
 from serving.chat import REQUESTS, Chat
 from serving.config import Gateway
 from serving.errors import ANSWERS, ErrorBody, ErrorDetail, KeysUnavailable, ServingError, body_of
@@ -27,7 +28,14 @@ from serving.routing import Router, RoutingSource, served_models
 from serving.upstream import Upstream, open_session
 
 CHAT_PATH = "/v1/chat/completions"
-PAGES = {"/": "index.html", "/chat.css": "chat.css", "/chat.js": "chat.js"}
+PAGES = {
+    "/": "index.html",
+    "/chat.css": "chat.css",
+    "/chat.js": "chat.js",
+    "/review": "review.html",
+    "/review.css": "review.css",
+    "/review.js": "review.js",
+}
 _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -39,7 +47,14 @@ _PAGE_HEADERS = {
 
 
 def build(
-    config: Gateway, *, log: EmbeddedLog, registry: RoutingSource, keys: Keys, ring: KeyRing, secret: bytes
+    config: Gateway,
+    *,
+    log: EmbeddedLog,
+    registry: RoutingSource,
+    keys: Keys,
+    ring: KeyRing,
+    queue: ReviewQueue,
+    secret: bytes,
 ) -> App:
     """The gateway as one ASGI app. It closes nothing that it was given."""
     authenticator = Authenticator(keys)
@@ -67,9 +82,9 @@ def build(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    api = _control_plane(
-        config, authenticator, router, recorder, signals.Signals(recorder, secret, config.redact), lifespan
-    )
+    inbox = signals.Signals(recorder, secret, config.redact)
+    desk = reviews.Reviews(recorder, queue, secret)
+    api = _control_plane(config, authenticator, router, recorder, inbox, desk, lifespan)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -117,6 +132,7 @@ def _control_plane(
     router: Router,
     recorder: Recorder,
     inbox: signals.Signals,
+    desk: reviews.Reviews,
     lifespan: Any,
 ) -> FastAPI:
     api = FastAPI(title="ratchet", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -140,6 +156,18 @@ def _control_plane(
         given = told.parse_batch(body, config.max_text_chars)
         answers = await inbox.accept_all(given, principal, datetime.now(UTC))
         return _json("feedback_batch", signals.results(answers))
+
+    @api.get("/v1/review", openapi_extra=openapi.REVIEW_QUESTION)
+    async def review_question(request: Request) -> Response:
+        principal = authenticator.principal(dict(request.scope["headers"]), Role.REVIEWER)
+        return _json("review_question", await desk.question(principal, datetime.now(UTC)))
+
+    @api.post("/v1/review", openapi_extra=openapi.REVIEW_ANSWER)
+    async def review_answer(request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        principal = authenticator.principal(headers, Role.REVIEWER)
+        body = await read_json(headers, request.receive, config.max_body_bytes)
+        return _json("review_answer", await desk.answer(reviews.parse(body), principal, datetime.now(UTC)))
 
     @api.get("/v1/models")
     async def models(request: Request) -> Response:

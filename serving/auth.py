@@ -28,9 +28,11 @@ class Role(IntEnum):
 
     CHAT = 1
     """Chat, list models, give feedback on its own replies."""
-    OPERATOR = 2
+    REVIEWER = 2
+    """Also read and compare replies to anybody who lets them be learned from, in the review queue."""
+    OPERATOR = 3
     """Also label anybody's replies and operate rollouts."""
-    ADMIN = 3
+    ADMIN = 4
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ ServingError
 ├── Overloaded               503  as many requests in flight as the configuration allows
 ├── NotRecorded              503  the event log did not take what must be durable
 ├── KeysUnavailable          503  the database that holds the keys is out of reach
+├── QueueUnavailable         503  the database that holds the review queue is out of reach
 ├── ShuttingDown             503  the gateway is going away and this reply took too long
 └── StartError                    the gateway cannot start: said in one line, exit code 2
 """
@@ -100,6 +101,10 @@ class KeysUnavailable(ServingError):
     pass
 
 
+class QueueUnavailable(ServingError):
+    pass
+
+
 class ShuttingDown(ServingError):
     pass
 
@@ -134,6 +139,7 @@ ANSWERS: dict[type[ServingError], Answer] = {
     Overloaded: Answer(503, "server_error", "overloaded", retry_after_s=1),
     NotRecorded: Answer(503, "server_error", "not_recorded", retry_after_s=5),
     KeysUnavailable: Answer(503, "server_error", "keys_unavailable", retry_after_s=5),
+    QueueUnavailable: Answer(503, "server_error", "queue_unavailable", retry_after_s=5),
     ShuttingDown: Answer(503, "server_error", "shutting_down", retry_after_s=1),
 }
 

@@ -5,11 +5,14 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from serving import signals, told
+from serving import reviews, signals, told
 from serving.errors import ErrorBody
 
 _TEMPLATE = "#/components/schemas/{name}"
-_, SCHEMAS = msgspec.json.schema_components((told.Batch, signals.Results, ErrorBody), ref_template=_TEMPLATE)
+_BODIES = (told.Batch, signals.Results, ErrorBody, reviews.Question)
+_, SCHEMAS = msgspec.json.schema_components(_BODIES, ref_template=_TEMPLATE)
+_, _REVIEWS = msgspec.json.schema_components((reviews.Answer, reviews.Accepted), ref_template=_TEMPLATE)
+SCHEMAS |= {f"Review{name}": schema for name, schema in _REVIEWS.items()}
 SCHEMAS["SignalKind"]["enum"] = [
     kind for kind in SCHEMAS["SignalKind"]["enum"] if kind not in told.NOT_FROM_CLIENTS
 ]
@@ -81,6 +84,47 @@ FEEDBACK_BATCH: dict[str, Any] = {
             _401="No key, or an unknown one",
             _413="The body is too large",
             _415="The body is not sent as JSON",
+        ),
+    },
+}
+
+REVIEW_QUESTION: dict[str, Any] = {
+    "summary": "What the review queue asks this rater next",
+    "description": "Two replies to one prompt, side by side; without a `ticket`, nothing is left to ask.",
+    "security": _BEARER,
+    "responses": {
+        "200": {"description": "A question, or none", **_json(_ref("Question"))},
+        **_errors(
+            _401="No key, or an unknown one",
+            _403="The key has not the role reviewer",
+            _503="The queue is out of reach; see Retry-After",
+        ),
+    },
+}
+
+REVIEW_ANSWER: dict[str, Any] = {
+    "summary": "A rater's answer",
+    "description": (
+        "The last answer counts; `verdict` null takes it back. Count `revision` up with each change of mind."
+    ),
+    "security": _BEARER,
+    "requestBody": {
+        "required": True,
+        **_json(
+            _ref("ReviewAnswer"),
+            example={"ticket": "5d0c…", "verdict": "left", "dimensions": {"honest": "tie"}},
+        ),
+    },
+    "responses": {
+        "200": {"description": "The answer is durable", **_json(_ref("ReviewAccepted"))},
+        **_errors(
+            _400="A field that cannot be used; `param` names it. Also a ticket that another rater was given",
+            _401="No key, or an unknown one",
+            _403="The key has not the role reviewer",
+            _409="The same revision was used for another answer",
+            _413="The body is too large",
+            _415="The body is not sent as JSON",
+            _503="Not durable now; see Retry-After",
         ),
     },
 }

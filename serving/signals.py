@@ -163,18 +163,22 @@ class Signals:
         if isinstance(signal, ServingError):
             raise signal
         await self._recorder.signal(signal)
-        if said.idempotency_key is None or await self._is_new(signal):
+        if said.idempotency_key is None or await is_new(self._recorder, signal, "idempotency_key"):
             SIGNALS.labels(signal.kind.value).inc()
         return _accepted(signal)
 
-    async def _is_new(self, signal: SignalReceived) -> bool:
-        """The log keeps the first signal of an id. Raises: Conflict when that said something else."""
-        kept = await self._recorder.find(Topic.SIGNALS, f"signal-{signal.signal_id}")
-        if kept is None or not isinstance(kept.data, SignalReceived):
-            raise NotRecorded("the event log does not show what it took; try again later")
-        if msgspec.structs.replace(kept.data, received_at=signal.received_at) != signal:
-            raise Conflict("idempotency_key: used before for other feedback", param="idempotency_key")
-        return kept.data.received_at == signal.received_at
+
+async def is_new(recorder: Recorder, signal: SignalReceived, param: str) -> bool:
+    """Whether the log kept just this one: it keeps the first signal of an id.
+
+    Raises: Conflict, naming `param`, when that said something else; NotRecorded.
+    """
+    kept = await recorder.find(Topic.SIGNALS, f"signal-{signal.signal_id}")
+    if kept is None or not isinstance(kept.data, SignalReceived):
+        raise NotRecorded("the event log does not show what it took; try again later")
+    if msgspec.structs.replace(kept.data, received_at=signal.received_at) != signal:
+        raise Conflict(f"{param}: used before for other feedback", param=param)
+    return kept.data.received_at == signal.received_at
 
 
 def results(answers: Sequence[Accepted | ServingError]) -> Results:

@@ -12,6 +12,7 @@ from serving.errors import BadRequest
 NOT_FROM_CLIENTS = {
     SignalKind.BRANCH: "a branch is read from the history alone",
     SignalKind.JUDGEMENT: "a judgement is a machine's, made by `ratchet learn judge`",
+    SignalKind.REVIEW: "a review answers a question of the queue; send it to POST /v1/review",
 }
 """Kinds that no client may send, and why."""
 WORDED = frozenset({SignalKind.COMMENT, SignalKind.EDIT})

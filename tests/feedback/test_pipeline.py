@@ -82,6 +82,7 @@ def test_events_become_grades_and_pairs(log, state):
         ("grade", "thumb"): 2,
         ("pair", "regeneration"): 1,
         ("asked", ""): 1,
+        ("item", "0"): 1,
     }
     assert grades(state) == [("r1", "thumb down"), ("r2", "thumb up")]
     assert step(log, state).records == 0

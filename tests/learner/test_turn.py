@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from feedback import pipeline, snapshots, store
+from feedback import database, pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
@@ -112,6 +113,28 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     adapter_store.verify(Path(candidate.path), candidate.sha256)
     assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
     assert "finished" in table(setting.deployment)
+
+
+@pytest.mark.slow
+def test_a_turn_says_what_its_reward_heads_disagree_about(setting: turn.Setting, registry: Registry) -> None:
+    """From here on the review queue asks about that first."""
+    two = [
+        builders.turn(f"chatcmpl-again-{n}", question(99), reply, at=20 * n, conversation="again")
+        for n, reply in enumerate(("Yes.", "No!"))
+    ]
+    with (
+        closing(EmbeddedLog(setting.deployment.log_path)) as log,
+        store.opened(setting.deployment.state) as state,
+    ):
+        builders.append(log, *two)
+        pipeline.step(log, state, Pipeline(), now=NOW)
+        run = turn.begin(setting, NOW)
+        bench = turn.open_bench(setting, run)
+        for stage in turn.STAGES[:2]:
+            run = turn.perform(bench, run, stage, NOW)
+        with database.reading(state) as tx:
+            ((_, item),) = store.items(tx, ["0"], 10)
+            assert 0.0 < store.disagreements(tx, [item.item_id])[item.item_id] <= 1.0
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ import openai
 import pytest
 
 from feedback import pipeline, snapshots, store
-from feedback.config import Deployment, Pipeline
+from feedback.config import Deployment, Pipeline, Review
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import SignalReceived, TurnRecorded
 from feedback.keyring import KeyRing
+from feedback.review_queue import ReviewQueue
 from learner import turn as turns
 from ops import operators, vllm_adapters
 from ops import store as adapter_files
@@ -100,8 +101,16 @@ def loop(toy_base: Path, tmp_path: Path) -> Iterator[Loop]:
         identity = ensure_identity(registry, toy_base, deployment.adapters_dir, NOON)
         controller = Controller(registry, [engine_url], ROLLOUT, identity.base_sha256, log, log)
         key = keys.create("acme", Role.CHAT, NOON)
+        queue = ReviewQueue(deployment.state, Review())
+        stack.callback(queue.close)
         gateway = build(
-            Gateway(poll_s=0.05), log=log, registry=registry, keys=keys, ring=ring, secret=b"s" * 32
+            Gateway(poll_s=0.05),
+            log=log,
+            registry=registry,
+            keys=keys,
+            ring=ring,
+            queue=queue,
+            secret=b"s" * 32,
         )
         url = stack.enter_context(serving(gateway))
         sdk = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))

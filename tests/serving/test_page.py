@@ -1,54 +1,25 @@
 """The chat page in a real Chromium: what a person clicks becomes turns and signals in the log."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from feedback.events import SignalKind, SignalReceived, TurnRecorded, TurnStatus
-from tests.serving.conftest import Running, Start
+from tests.serving.conftest import Running, Start, opened
 from tests.serving.scripted_engine import Script
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: install Debian's package chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def page(browser: Browser, gateway: Running) -> Iterator[Page]:
     """The page, opened with the URL that the gateway prints; an error in its console fails the test."""
-    with opened(browser, gateway) as page:
+    with opened(browser, gateway.chat_page) as page:
         yield page
-
-
-@contextmanager
-def opened(browser: Browser, gateway: Running) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1000, "height": 760})
-    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=gateway.url)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda e: complaints.append(str(e)))
-    page.on("console", lambda m: complaints.append(m.text) if "Content Security" in m.text else None)
-    page.goto(f"{gateway.url}/#key={gateway.key}")
-    yield page
-    context.close()
-    assert complaints == []
 
 
 def ask(page: Page, text: str) -> None:
@@ -122,7 +93,7 @@ def comparing(start: Start) -> Running:
 @pytest.fixture
 def choosing(browser: Browser, comparing: Running) -> Iterator[Page]:
     """The page with two replies on it, and the keyboard on them."""
-    with opened(browser, comparing) as page:
+    with opened(browser, comparing.chat_page) as page:
         ask(page, "How do I reset it?")
         expect(page.locator(".pair")).to_be_focused()
         yield page

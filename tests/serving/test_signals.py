@@ -202,7 +202,13 @@ def test_replies_of_before_a_restart_take_feedback(gateway: Running, tmp_path: P
     keys = KeyRing(f"sqlite:///{tmp_path / 'state.db'}")
     with closing(EmbeddedLog(tmp_path / "log.db")) as log, closing(keys) as ring:
         app = build(
-            Gateway(), log=log, registry=gateway.registry, keys=gateway.keys, ring=ring, secret=SECRET
+            Gateway(),
+            log=log,
+            registry=gateway.registry,
+            keys=gateway.keys,
+            ring=ring,
+            queue=gateway.queue,
+            secret=SECRET,
         )
         with serving(app) as url:
             restarted = replace(gateway, url=url, log=log, ring=ring)
