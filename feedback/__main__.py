@@ -9,9 +9,13 @@ from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from feedback.config import Deployment, Forward, Pipeline, Retention, Review, read, section
 from feedback.errors import ConfigError, FeedbackError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 
 def main(argv: list[str], config: Path | None) -> int:
@@ -83,6 +87,7 @@ def _lineage_arguments(lineage: argparse.ArgumentParser) -> None:
 
 def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) -> int:
     from feedback import pipeline, store
+    from feedback.admission import SOURCES
     from feedback.logs import open_log
     from feedback.retention import tidy
     from ops.telemetry import configure_logging, serve_metrics
@@ -91,19 +96,30 @@ def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) ->
     configure_logging("pipeline")
     serve_metrics(config.metrics_port)
     deployment.data_dir.mkdir(parents=True, exist_ok=True)
-    with closing(open_log(deployment)) as log:
-        state = store.open_state(deployment.state)
+    with (
+        store.opened(deployment.state) as state,
+        closing(open_log(deployment)) as log,
+        closing(log.share(f"{deployment.kafka_prefix}.pipeline.{_name(state)}", SOURCES)) as share,
+    ):
         pipeline.run(
             log,
             state,
             config,
             stop,
+            share=share,
             snapshots_dir=deployment.snapshots_dir,
             expire=partial(tidy, deployment, log, state, retention, config),
             expire_every_s=retention.every_s,
         )
-    state.dispose()
     return 0
+
+
+def _name(state: "sa.Engine") -> str:
+    """What the state is called: its workers are a group of their own, whoever else reads the same topics."""
+    from feedback import database, store
+
+    with database.writing(state) as tx:
+        return store.identity(tx)
 
 
 def _forward(deployment: Deployment, config: Forward) -> int:

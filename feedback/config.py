@@ -73,8 +73,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[pipeline]`: from events to pairs and snapshots."""
 
-    batch_records: int = 500
-    """Records folded per transaction."""
+    batch_records: int = 2000
+    """Records of one partition folded per transaction, or fewer where they are large."""
     poll_s: float = 0.5
     """Longest wait for new records."""
     retry_window_s: float = 2.0
@@ -99,10 +99,14 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Feedback on an arm with share p of the traffic weighs min(this, 1/p) times as much; 1: all alike."""
     trusted: list[str] = msgspec.field(default_factory=list)
     """Pseudonyms of accounts that are never quarantined or taken to be opposed; they lift a quarantine."""
+    workers: int = 1
+    """Processes that `ratchet up` starts to share the work; more than one need `log = "kafka"`."""
     metrics_port: int = 9101
-    """Prometheus metrics of the pipeline; 0: off."""
+    """Prometheus metrics of the pipeline; its further workers listen 10, 20 … higher. 0: off."""
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers {self.workers} must be 1 or more")
         if not self.propensity_clip >= 1.0:
             raise ValueError(f"propensity_clip {self.propensity_clip} must be 1 or more")
 

@@ -36,7 +36,7 @@ _DATED = re.compile(
 )
 
 
-class Spoken(msgspec.Struct, frozen=True):
+class Spoken(msgspec.Struct, frozen=True, gc=False):
     """One message of the dialogue that a request resent."""
 
     role: str
@@ -80,6 +80,15 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         return self.learn and self.complete and bool(self.prompt) and bool(self.reply.strip())
 
 
+class Heard(msgspec.Struct, frozen=True, gc=False):
+    """An event with what can be worked out of it alone; not with what else the log holds, as token ids."""
+
+    id: str
+    time: datetime
+    said: Turn | SignalReceived | None
+    """None for what is no part of a conversation."""
+
+
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody did about a reply: said by a client, or inferred from the traffic."""
 
@@ -113,18 +122,31 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return self.by_response.get(response_id)
 
 
+def hear(event: Event) -> Heard:
+    """What it is to a conversation, whatever else is said there."""
+    data = event.data
+    if isinstance(data, TurnRecorded):
+        return Heard(event.id, event.time, turn_of(event.id, data))
+    return Heard(event.id, event.time, data if isinstance(data, SignalReceived) else None)
+
+
 def fold(events: Iterable[Event]) -> Conversation:
     """The conversation that these events make, whatever their order and however often each comes."""
+    return of_all_heard(map(hear, events))
+
+
+def of_all_heard(events: Iterable[Heard]) -> Conversation:
+    """As `fold`, for who has heard the events before."""
     unique = {event.id: event for event in events}
     ordered = sorted(unique.values(), key=lambda event: (event.time, event.id))
-    turns = tuple(turn_of(e.id, e.data) for e in ordered if isinstance(e.data, TurnRecorded))
+    turns = tuple(e.said for e in ordered if isinstance(e.said, Turn))
     return Conversation(
         turns=turns,
         by_response={turn.response_id: turn for turn in turns},
         signals=tuple(
             _signal(event_id, received, turns)
             for event_id, received in _standing(
-                (e.id, e.data) for e in ordered if isinstance(e.data, SignalReceived)
+                (e.id, e.said) for e in ordered if isinstance(e.said, SignalReceived)
             )
         ),
     )
@@ -164,7 +186,7 @@ def prompt_digest(messages: Iterable[Message]) -> str:
     return _digest(map(_read, messages))
 
 
-class _Read(msgspec.Struct, frozen=True):
+class _Read(msgspec.Struct, frozen=True, gc=False):
     """One message, looked at once. `wording` is what a change of meaning changes."""
 
     role: str

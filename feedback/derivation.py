@@ -40,8 +40,14 @@ def derive(events: Iterable[Event], *, retry_window_s: float) -> Derived:
 
     Args: retry_window_s, see `implicit.infer`.
     """
-    conversation = fold(events)
-    signals = [*conversation.signals, *infer(conversation, retry_window_s=retry_window_s)]
+    return derived_from(fold(events), retry_window_s=retry_window_s)
+
+
+def derived_from(conversation: Conversation, *, retry_window_s: float) -> Derived:
+    """As `derive`, for who has the conversation."""
+    alone = len(conversation.turns) < 2  # what the traffic shows is about a reply before it
+    inferred = [] if alone else infer(conversation, retry_window_s=retry_window_s)
+    signals = [*conversation.signals, *inferred]
     return Derived(
         grades=tuple(grade(conversation, signals)),
         pairs=tuple(pair(conversation, signals)),

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from feedback.errors import LogError, LogFull, LogUnavailable
-from feedback.eventlog import MAX_ENTRY_BYTES, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, MAX_READ_BYTES, Place, Position, Record, Share, Topic, Whole
 
 COMMITS = Counter(
     "ratchet_feedback_log_commits_total",
@@ -132,6 +132,7 @@ class EmbeddedLog:
                 f'SELECT offset, event_id, key, value FROM "{topic}"'
                 " WHERE offset >= ? ORDER BY offset LIMIT ?",
                 (offset, limit),
+                take=_some,
             )
             left_s = deadline - time.monotonic()
             if rows or left_s <= 0:
@@ -158,6 +159,12 @@ class EmbeddedLog:
                 return begin
         except (sqlite3.Error, OSError) as e:
             raise _translated(e, self._path) from e
+
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        return {(topic, partition): self.end(topic, partition) for topic, partition in places}
+
+    def share(self, group: str, topics: Collection[Topic]) -> Share:
+        return Whole([0])
 
     def find(self, topic: Topic, event_id: str) -> bytes | None:
         """The value appended under `event_id`, if there is one."""
@@ -198,14 +205,17 @@ class EmbeddedLog:
         with self._reading:
             self._drop_reader()
 
-    def _query(self, sql: str, args: Sequence[object] = ()) -> list[Any]:
+    def _query(
+        self, sql: str, args: Sequence[object] = (), take: Callable[[Iterable[Any]], list[Any]] = list
+    ) -> list[Any]:
         with self._reading:
             if self._closed:
                 raise LogUnavailable(f"the log {self._path} is closed")
             try:
                 if self._reader is None:
                     self._reader = _open(self._path, self._lock_timeout_s)
-                return self._reader.execute(sql, args).fetchall()
+                with closing(self._reader.execute(sql, args)) as rows:
+                    return take(rows)
             except (sqlite3.Error, OSError) as e:
                 self._drop_reader()
                 raise _translated(e, self._path) from e
@@ -252,6 +262,17 @@ class EmbeddedLog:
                 [work for work in left if not work.future.done()], LogUnavailable("the log's writer stopped")
             )
             file.close()
+
+
+def _some(rows: Iterable[tuple[int, str, str, bytes]]) -> list[tuple[int, str, str, bytes]]:
+    """As many as fit into memory; the value is the last column."""
+    taken, size = [], 0
+    for row in rows:
+        taken.append(row)
+        size += len(row[-1])
+        if size >= MAX_READ_BYTES:
+            break
+    return taken
 
 
 def rewrite(

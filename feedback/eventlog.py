@@ -4,7 +4,7 @@ Two implementations keep this contract and pass the same tests (`tests/feedback/
 `feedback.embedded.EmbeddedLog` (one SQLite file) and `feedback.kafka.KafkaLog`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from enum import StrEnum
@@ -16,6 +16,10 @@ from feedback.events import AdapterTransitioned, Event, SignalReceived, TurnReco
 
 MAX_ENTRY_BYTES = 16 << 20
 """Largest value that a log takes; the same everywhere, so that whatever is in one fits into the other."""
+
+
+MAX_READ_BYTES = 2 * MAX_ENTRY_BYTES
+"""What one read may hold in memory, however many entries it was asked for."""
 
 
 class Topic(StrEnum):
@@ -41,18 +45,22 @@ def topic_of(event: Event) -> Topic:
     return _TOPIC_OF[type(event.data)]
 
 
+Place = tuple[Topic, int]
+"""A topic's partition."""
+
+
 def topic_of_type(name: str) -> Topic:
     """Of the event type `name`, as CloudEvents have it."""
     return _TOPIC_OF_TYPE[name]
 
 
-class Position(msgspec.Struct, frozen=True, order=True):
+class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     topic: str
     partition: int
     offset: int
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One entry as it lies in the log. `value` may be undecodable: that is the reader's business."""
 
     position: Position
@@ -80,6 +88,7 @@ class EventLog(Protocol):
     ) -> list[Record]:
         """Up to `limit` entries from `offset` (inclusive) on, in order; waits up to `timeout_s` for one.
 
+        Fewer, but at least one, where they are large: not more than MAX_READ_BYTES and one entry.
         Reading from an expired offset on gives what follows the expired ones.
         """
         ...
@@ -95,6 +104,43 @@ class EventLog(Protocol):
         """
         ...
 
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        """`end` of many partitions, for the price of one."""
+        ...
+
+    def share(self, group: str, topics: Collection[Topic]) -> "Share":
+        """A worker's share of these topics: all workers of the same group have all of them between them."""
+        ...
+
     def close(self) -> None:
         """Everything queued is durable or its future has failed when this returns."""
         ...
+
+
+class Share(Protocol):
+    """A worker's share of the log: partitions by number, each with all topics of that number.
+
+    A key has the same number in every topic, so all that is said in a conversation goes to one worker. A
+    share is a wish, not a lock: whoever commits checks that nobody else has (`feedback.pipeline.fold`).
+    """
+
+    def partitions(self) -> frozenset[int]:
+        """What is this worker's now; to be asked before every batch. Raises: LogUnavailable."""
+        ...
+
+    def close(self) -> None:
+        """Leave the share to others."""
+        ...
+
+
+class Whole:
+    """The share of a worker that is alone."""
+
+    def __init__(self, partitions: Collection[int]) -> None:
+        self._partitions = frozenset(partitions)
+
+    def partitions(self) -> frozenset[int]:
+        return self._partitions
+
+    def close(self) -> None:
+        pass

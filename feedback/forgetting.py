@@ -19,6 +19,7 @@ def forget_all(state: sa.Engine, events: Events, *, retry_window_s: float) -> No
     for start in range(0, len(conversation_ids), _TOGETHER):
         some = {c: events[c] for c in conversation_ids[start : start + _TOGETHER]}
         with database.writing(state) as tx:
+            store.hold(tx)
             forget(tx, some, retry_window_s=retry_window_s)
 
 

@@ -1,4 +1,4 @@
-"""The event log on Kafka: the only file that imports the client. At least once; never a transaction.
+"""The event log on Kafka, and its consumer groups: the only file that imports the client. At least once.
 
 Topics are `<prefix>.<topic>`, made on first use; a key keeps its partition; every call has a time limit.
 Kafka does not tell a full disk from any other trouble, so this log raises LogUnavailable for both.
@@ -7,7 +7,7 @@ Kafka does not tell a full disk from any other trouble, so this log raises LogUn
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import (
     InvalidRecordError,
     KafkaError,
@@ -26,7 +27,7 @@ from kafka.errors import (
 )
 
 from feedback.errors import ConfigError, LogError, LogUnavailable
-from feedback.eventlog import MAX_ENTRY_BYTES, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, MAX_READ_BYTES, Place, Position, Record, Topic
 
 _TOPIC_CONFIG = {
     "retention.ms": "-1",  # the log is the source of truth: replaying it from zero must give everything
@@ -37,8 +38,14 @@ _HEADERS = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
 _EVENT_ID = "ce_id"
 _NEVER_TAKEN = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError, UnicodeEncodeError)
 _FETCH_WAIT_MS = 100
-_READ_AHEAD = 1000
+_READ_AHEAD = 2000
 _RETRY_S = 0.2
+_SESSION_MS = 10_000
+"""A worker that is silent for so long has died, and the others get its partitions."""
+_LONGEST_BATCH_MS = 600_000
+"""A worker that folds, or builds a snapshot, for longer than this loses its partitions until it is done."""
+_JOIN_MS = 500
+_LEAVE_MS = 2000
 
 _log = structlog.get_logger()
 
@@ -93,6 +100,13 @@ class KafkaLog:
     def end(self, topic: Topic, partition: int) -> int:
         return self._reading.end(topic, partition)
 
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        return self._reading.ends(places)
+
+    def share(self, group: str, topics: Collection[Topic]) -> "Member":
+        """As the protocol says. No I/O before its first use; not for several threads."""
+        return Member(self._cluster, self._reading, group, topics)
+
     def expire(self, topic: Topic, partition: int, *, before: datetime, below: int) -> int:
         """As the protocol says; a segment's bytes go once Kafka has deleted the whole segment."""
         return self._reading.expire(topic, partition, before, below)
@@ -100,6 +114,90 @@ class KafkaLog:
     def close(self) -> None:
         self._sending.close()
         self._reading.close()
+
+
+class Member:
+    """`feedback.eventlog.Share` by a consumer group: Kafka hands the partitions out and notices who died.
+
+    The group's consumer only says what is whose. It fetches nothing and commits nothing: entries are read by
+    offset, and the offsets lie with what was made of the entries. The client's own thread sends heartbeats.
+    """
+
+    def __init__(
+        self, cluster: "_Cluster", reading: "_Reading", group: str, topics: Collection[Topic]
+    ) -> None:
+        self._cluster = cluster
+        self._reading = reading
+        self._group = group
+        self._topics = tuple(topics)
+        self._consumer: KafkaConsumer | None = None
+        self._listener = _Assigned()
+
+    def partitions(self) -> frozenset[int]:
+        """Raises: LogUnavailable; ConfigError when the topics' partitions differ in number."""
+        mine = _translated(self._look, self._cluster.servers)
+        self._reading.keep({(topic, number) for topic in self._topics for number in mine})
+        return mine
+
+    def close(self) -> None:
+        """The others get the partitions at once, not only when the session has timed out."""
+        if self._consumer is not None:
+            self._consumer.close(timeout_ms=_LEAVE_MS)
+            self._consumer = None
+
+    def _look(self) -> frozenset[int]:
+        if self._consumer is None:
+            self._consumer = self._join()
+        self._consumer.poll(timeout_ms=0 if self._listener.assigned else _JOIN_MS)
+        assigned = self._listener.assigned
+        names = [self._cluster.name(topic) for topic in self._topics]
+        return frozenset(
+            number
+            for number in {at.partition for at in assigned}
+            if all(TopicPartition(name, number) in assigned for name in names)
+        )
+
+    def _join(self) -> KafkaConsumer:
+        self._check_partitions()
+        consumer = KafkaConsumer(
+            **self._cluster.settings(),
+            group_id=self._group,
+            partition_assignment_strategy=[RangePartitionAssignor],  # the same numbers of every topic
+            session_timeout_ms=_SESSION_MS,
+            heartbeat_interval_ms=_SESSION_MS // 4,
+            max_poll_interval_ms=_LONGEST_BATCH_MS,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            metrics_enabled=False,
+        )
+        self._listener = _Assigned(consumer)
+        consumer.subscribe([self._cluster.name(topic) for topic in self._topics], listener=self._listener)
+        return consumer
+
+    def _check_partitions(self) -> None:
+        counts = {self._cluster.name(t): len(self._cluster.partitions(t)) for t in self._topics}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ConfigError(
+                f"topics of one log must have as many partitions each, these have: {said}. Words about a"
+                " conversation would lie elsewhere than its turns; raise the lower numbers (kafka-topics.sh)"
+            )
+
+
+class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Told by the client's thread what is ours; keeps it from fetching any of it."""
+
+    def __init__(self, consumer: KafkaConsumer | None = None) -> None:
+        self._consumer = consumer
+        self.assigned: frozenset[TopicPartition] = frozenset()
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self.assigned = frozenset()
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        assert self._consumer is not None
+        self._consumer.pause(*assigned)
+        self.assigned = frozenset(assigned)
 
 
 class _Cluster:
@@ -340,6 +438,22 @@ class _Reading:
         with self._asking:
             return _translated(partial(self._end, at), self._cluster.servers)
 
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        at = {self._cluster.at(*place): place for place in places}
+        with self._asking:
+            found = _translated(partial(self._ends, list(at)), self._cluster.servers)
+        return {at[partition]: end for partition, end in found.items()}
+
+    def keep(self, places: Collection[Place]) -> None:
+        """Fetch nothing any more of what is not among these places, and drop what was."""
+        kept = {self._cluster.at(*place) for place in places}
+        with self._lock:
+            if self._consumer is None or self._ahead.keys() <= kept:
+                return
+            self._ahead = {at: records for at, records in self._ahead.items() if at in kept}
+            self._next = {at: offset for at, offset in self._next.items() if at in kept}
+            self._consumer.assign(list(self._ahead))
+
     def read(self, topic: Topic, partition: int, offset: int, limit: int, timeout_s: float) -> list[Record]:
         at = self._cluster.at(topic, partition)
         deadline_s = time.monotonic() + timeout_s
@@ -367,8 +481,14 @@ class _Reading:
         consumer = self._positioned(at, offset)
         ahead = self._ahead[at]
         if not ahead:
+            self._poll(consumer, 0)  # mostly it is here already, and the end need not be asked for
+        if not ahead:
             self._fill(consumer, at, deadline_s)
-        found = [ahead.popleft() for _ in range(min(limit, len(ahead)))]
+        found: list[Any] = []
+        size = 0
+        while ahead and len(found) < limit and size < MAX_READ_BYTES:
+            found.append(ahead.popleft())
+            size += len(found[-1].value or b"")
         if found:
             self._next[at] = found[-1].offset + 1
         consumer.resume(at)
@@ -404,11 +524,13 @@ class _Reading:
                 until_s = max(give_up_s, deadline_s)
                 if now_s >= until_s:
                     raise LogUnavailable(f"Kafka at {self._cluster.servers} did not give {at} in time")
-            polled = consumer.poll(timeout_ms=max(1, int((until_s - now_s) * 1000)))
-            for partition, records in polled.items():
-                self._ahead[partition].extend(records)
-                if len(self._ahead[partition]) >= _READ_AHEAD:
-                    consumer.pause(partition)
+            self._poll(consumer, max(1, int((until_s - now_s) * 1000)))
+
+    def _poll(self, consumer: KafkaConsumer, timeout_ms: int) -> None:
+        for partition, records in consumer.poll(timeout_ms=timeout_ms).items():
+            self._ahead[partition].extend(records)
+            if len(self._ahead[partition]) >= _READ_AHEAD:
+                consumer.pause(partition)
 
     @property
     def _timeout_ms(self) -> int:
@@ -423,9 +545,12 @@ class _Reading:
         return end if found[at] is None else int(found[at].offset)
 
     def _end(self, at: TopicPartition) -> int:
+        return self._ends([at])[at]
+
+    def _ends(self, of: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         if self._asker is None:
             self._asker = self._connect()
-        return int(self._asker.end_offsets([at], timeout_ms=self._timeout_ms)[at])
+        return dict(self._asker.end_offsets(of, timeout_ms=self._timeout_ms))
 
     def _connect(self) -> KafkaConsumer:
         if self._closed:

@@ -2,12 +2,16 @@
 
 One transaction holds a batch's events, everything derived from the conversations they touch, the dead letters
 and the offsets. So a crash between any two steps repeats the batch, and repeating a batch changes nothing.
+The same transaction first checks that the offsets are where the batch began: of two workers that take a
+partition for theirs only one moves on, whatever either believes, and the other reads again.
 """
 
 import threading
+import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -15,19 +19,20 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge
 
-from feedback import codec, consensus, database, erasure, keyring, snapshots, store
+from feedback import admission, codec, consensus, database, erasure, keyring, snapshots, store
+from feedback.admission import SOURCES, Bounds, Limits
 from feedback.config import Pipeline
-from feedback.derivation import VERSION, Derived, derive
+from feedback.conversations import Heard, hear, of_all_heard
+from feedback.derivation import VERSION, Derived, derive, derived_from
 from feedback.errors import (
-    CodecError,
     KeyErased,
-    LimitExceeded,
     LogError,
     SnapshotError,
     StateUnavailable,
 )
-from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
-from feedback.events import Event, SignalKind, SignalReceived, TurnRecorded, UserErased
+from feedback.eventlog import EventLog, Place, Position, Record, Share, Topic
+from feedback.events import Event, SignalKind, TurnRecorded
+from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
 EVENTS = Counter("ratchet_feedback_events_total", "Events folded for the first time.", ["topic"])
@@ -51,33 +56,33 @@ LAST_EVENT = Gauge(
     "ratchet_feedback_seconds_since_last_event", "Age of the newest event folded; 0 before the first."
 )
 STALLS = Counter("ratchet_feedback_stalls_total", "Times that log or state were out of reach.")
+PARTITIONS = Gauge("ratchet_feedback_partitions", "Partitions that this worker folds.")
+REBALANCES = Counter("ratchet_feedback_rebalances_total", "Times that this worker's partitions changed.")
+OVERTAKEN = Counter(
+    "ratchet_feedback_overtaken_batches_total", "Batches dropped because another worker had folded them."
+)
 
-SOURCES: dict[Topic, type] = {
-    Topic.TURNS: TurnRecorded,
-    Topic.SIGNALS: SignalReceived,
-    Topic.USERS: UserErased,
-}
-"""What is read, and the one type of event that belongs there."""
 _STALL_S = 1.0
 _MEASURED_EVERY_S = 60.0
+_RECOUNTED_AFTER_S = 60.0
+_COUNTING_SHARE = 0.01
+"""Largest share of the time that goes into counting the state's rows anew."""
 _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 
 _log = structlog.get_logger()
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event may be; one beyond them is poisonous, whatever it says."""
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read to be folded in one transaction."""
 
-    max_bytes: int = MAX_ENTRY_BYTES
-    not_before: date = date.min
-    max_ahead_s: float = 86_400.0
+    offsets: Mapping[Place, int]
+    """Where it begins, for every place that any of it lies in."""
+    records: tuple[Record, ...]
 
-    @classmethod
-    def of(cls, config: Pipeline) -> "Limits":
-        return cls(
-            max_bytes=config.max_event_bytes, not_before=config.not_before, max_ahead_s=config.max_ahead_s
-        )
+    @property
+    def partitions(self) -> frozenset[int]:
+        return frozenset(partition for _, partition in self.offsets)
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +95,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     dead: Mapping[Topic, int] = {}
     change: Mapping[tuple[str, str], int] = {}
     newest: datetime | None = None
+    known: tuple[Known, ...] = ()
+    """The conversations that it touched, to be noted once it is committed."""
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,30 +122,34 @@ def run(
     config: Pipeline,
     stop: threading.Event,
     *,
+    share: Share,
     snapshots_dir: Path,
     expire: Callable[[datetime], object] | None = None,
     expire_every_s: float = 3600.0,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Fold until `stop`. A log or state out of reach is waited for, never given up on.
+    """Fold this worker's share until `stop`. A log or state out of reach is waited for, never given up on.
 
+    Of several workers one builds snapshots and lets things expire: who has the first partition.
     Args: `expire`, called with the time at the start and every `expire_every_s` seconds from then on.
     """
     newest: datetime | None = None
     snapshot_at = measured_at = expire_at = clock()
     prepared, reviewed = False, True
+    mine, recent = _Mine(share), Recent()
     while not stop.is_set():
         try:
             prepared = prepared or _prepare(state, config)
-            folded = step(log, state, config, now=clock())
-            if config.snapshot_every_s and (clock() - snapshot_at).total_seconds() >= config.snapshot_every_s:
+            partitions = mine.look(state)
+            folded = step(log, state, config, now=clock(), partitions=partitions, recent=recent)
+            if _snapshot_due(config, partitions, clock() - snapshot_at):
                 snapshot_at = clock()
                 _snapshot(state, snapshots_dir, config, clock())
             reviewed = reviewed or ("pair", SignalKind.REVIEW.value) in folded.change
             if reviewed and (clock() - measured_at).total_seconds() >= _MEASURED_EVERY_S:
                 _measure_agreement(state)
                 reviewed, measured_at = False, clock()
-            if expire is not None and clock() >= expire_at:
+            if expire is not None and clock() >= expire_at and 0 in partitions:
                 expire(clock())
                 expire_at = clock() + timedelta(seconds=expire_every_s)
         except (LogError, StateUnavailable) as e:
@@ -152,29 +163,70 @@ def run(
             stop.wait(config.poll_s)
 
 
-def step(log: EventLog, state: sa.Engine, config: Pipeline, *, now: datetime) -> Folded:
-    """Read what is new on every partition and fold it in one transaction.
+def step(
+    log: EventLog,
+    state: sa.Engine,
+    config: Pipeline,
+    *,
+    now: datetime,
+    partitions: Collection[int] | None = None,
+    recent: Recent | None = None,
+) -> Folded:
+    """Read what is new on these partitions (None: on all) and fold it in one transaction.
 
     Raises: LogError or StateUnavailable; then nothing has changed.
     """
+    return fold(gather(log, state, config, partitions), state, config, now=now, recent=recent)
+
+
+def gather(
+    log: EventLog, state: sa.Engine, config: Pipeline, partitions: Collection[int] | None = None
+) -> Batch:
+    """Read what is new on these partitions. Changes nothing. Raises: LogError, StateUnavailable."""
     with database.reading(state) as tx:
         offsets = store.load_offsets(tx)
         WAITING.set(store.count_dead_letters(tx))
-    records = [
+    places = [(t, p) for t in SOURCES for p in log.partitions(t) if partitions is None or p in partitions]
+    begins = {place: offsets.get(place, 0) for place in places}
+    ends = log.ends(places)
+    records = tuple(
         record
-        for topic in SOURCES
-        for partition in log.partitions(topic)
-        for record in log.read(
-            topic, partition, offsets.get((topic, partition), 0), limit=config.batch_records
-        )
-    ]
-    _observe_lag(log, offsets, records)
-    if not records:
+        for place in places
+        if begins[place] < ends[place]
+        for record in log.read(*place, begins[place], limit=config.batch_records)
+    )
+    after = _after(records)
+    _observe_lag({place: after.get(place, begin) for place, begin in begins.items()}, ends)
+    return Batch(offsets={place: begin for place, begin in begins.items() if place in after}, records=records)
+
+
+def fold(
+    batch: Batch, state: sa.Engine, config: Pipeline, *, now: datetime, recent: Recent | None = None
+) -> Folded:
+    """Fold a batch in one transaction, unless another worker has folded any of it.
+
+    Args: recent, what this worker need not read again; it grows by this batch.
+    Raises: StateUnavailable; then nothing has changed.
+    """
+    if not batch.records:
         return Folded()
     with database.writing(state) as tx:
+        store.hold(tx, None if _erases(batch) else batch.partitions)
+        at = store.load_offsets(tx)
+        if moved := [place for place, begin in batch.offsets.items() if at.get(place, 0) != begin]:
+            OVERTAKEN.inc()
+            _log.info("batch_overtaken", partitions=sorted({partition for _, partition in moved}))
+            return Folded()
         folded = fold_records(
-            tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+            tx,
+            batch.records,
+            retry_window_s=config.retry_window_s,
+            now=now,
+            limits=Limits.of(config),
+            recent=recent,
         )
+    if recent is not None:
+        recent.note(folded.known, now)
     _observe(folded)
     return folded
 
@@ -186,9 +238,11 @@ def fold_records(
     retry_window_s: float,
     now: datetime,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    recent: Recent | None = None,
 ) -> Folded:
     """Fold one batch inside the caller's transaction; the offsets are the last thing written."""
-    folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits)
+    recent = Recent() if recent is None else recent
+    folded, letters = _fold(tx, records, retry_window_s=retry_window_s, now=now, limits=limits, recent=recent)
     for letter in letters:
         topic, partition, offset = letter.place
         _log.warning("record_dead", topic=topic, partition=partition, offset=offset, error=letter.kind)
@@ -208,6 +262,7 @@ def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) ->
     replayed = Replayed()
     for start in range(0, len(places), _REPLAYED_TOGETHER):
         with database.writing(state) as tx:
+            store.hold(tx)
             waiting = list(store.each_dead_letter(tx, places[start : start + _REPLAYED_TOGETHER]))
             replayed += _replay(tx, waiting, config, now)
     return replayed
@@ -216,7 +271,12 @@ def replay_dead_letters(state: sa.Engine, config: Pipeline, *, now: datetime) ->
 def _replay(tx: sa.Connection, waiting: Sequence[DeadLetter], config: Pipeline, now: datetime) -> Replayed:
     records = [Record(Position(w.topic, w.partition, w.offset), "", w.value) for w in waiting]
     folded, letters = _fold(
-        tx, records, retry_window_s=config.retry_window_s, now=now, limits=Limits.of(config)
+        tx,
+        records,
+        retry_window_s=config.retry_window_s,
+        now=now,
+        limits=Limits.of(config),
+        recent=Recent(),
     )
     store.remove_dead_letters(tx, [w.place for w in waiting])
     store.add_dead_letters(tx, letters, now)
@@ -225,27 +285,34 @@ def _replay(tx: sa.Connection, waiting: Sequence[DeadLetter], config: Pipeline, 
 
 
 def _fold(
-    tx: sa.Connection, records: Sequence[Record], *, retry_window_s: float, now: datetime, limits: Limits
+    tx: sa.Connection,
+    records: Sequence[Record],
+    *,
+    retry_window_s: float,
+    now: datetime,
+    limits: Limits,
+    recent: Recent,
 ) -> tuple[Folded, list[DeadLetter]]:
     """Store the records' new events and derive the conversations they touch; what cannot be is returned."""
     letters = _follow_erasures(tx, [r for r in records if r.position.topic == Topic.USERS], retry_window_s)
     spoken = [r for r in records if r.position.topic != Topic.USERS]
     entries, bad_records, erased = _admit(tx, spoken, limits, now)
-    known = store.known_events(tx, entries.keys())
-    new = {event_id: at for event_id, at in entries.items() if event_id not in known}
-    derived, failed = _derive_touched(tx, new, retry_window_s)
-    letters += [*bad_records, *failed]
-    bad = {letter.place for letter in failed}
+    stored = store.known_events(tx, entries.keys())
+    new = {event_id: at for event_id, at in entries.items() if event_id not in stored}
+    touched = _derive_touched(tx, new, retry_window_s, recent)
+    letters += [*bad_records, *touched.letters]
+    bad = {letter.place for letter in touched.letters}
     kept = [entry for record, entry in new.values() if _place(record) not in bad]
     store.add_events(tx, kept)
     folded = Folded(
         records=len(records),
         new=Tally(_topic_of(entry.event) for entry in kept),
-        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in known),
+        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in stored),
         erased=erased,
         dead=Tally(Topic(letter.topic) for letter in letters),
-        change=store.replace_derived(tx, derived),
+        change=store.replace_derived(tx, touched.derived, fresh=touched.fresh),
         newest=max((entry.event.time for entry in kept), default=None),
+        known=tuple(touched.known),
     )
     return folded, letters
 
@@ -255,6 +322,9 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
     after, done = "", 0
     while True:
         with database.writing(state) as tx:
+            store.hold(tx)
+            if store.derivation_rules(tx) == _rules(retry_window_s):  # another worker was first
+                return done
             ids = store.conversation_ids(tx, after, _REDERIVED_TOGETHER)
             if not ids:
                 store.save_derivation_rules(tx, _rules(retry_window_s))
@@ -268,16 +338,60 @@ def rederive(state: sa.Engine, *, retry_window_s: float) -> int:
 
 
 def _prepare(state: sa.Engine, config: Pipeline) -> bool:
-    """Bring what was derived up to this release's rules, and the gauges up to the state."""
+    """Bring what was derived up to this release's rules."""
     with database.reading(state) as tx:
         rules = store.derivation_rules(tx)
     if rules != _rules(config.retry_window_s):
         conversations = rederive(state, retry_window_s=config.retry_window_s)
         _log.info("pipeline_rederived", conversations=conversations, before=rules)
-    with database.reading(state) as tx:
-        _count(store.count_derived(tx))
     _log.info("pipeline_ready")
     return True
+
+
+class _Mine:
+    """The partitions that this worker had when it last looked, and when it counts the state's rows again."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._partitions: frozenset[int] | None = None
+        self._count_at_s = 0.0
+        """Monotonic clock."""
+
+    def look(self, state: sa.Engine) -> frozenset[int]:
+        """Raises: LogUnavailable, StateUnavailable."""
+        partitions = self._share.partitions()
+        changed = partitions != self._partitions
+        if changed or time.monotonic() >= self._count_at_s:
+            begun_s = time.monotonic()
+            _recount(state)
+            took_s = time.monotonic() - begun_s
+            self._count_at_s = begun_s + max(_RECOUNTED_AFTER_S, took_s / _COUNTING_SHARE)
+        if changed:
+            _log.info("partitions_changed", partitions=sorted(partitions))
+            if self._partitions is not None:
+                REBALANCES.inc()
+            PARTITIONS.set(len(partitions))
+            self._partitions = partitions
+        return partitions
+
+
+def _recount(state: sa.Engine) -> None:
+    with database.reading(state) as tx:
+        counted = store.count_derived(tx)
+    GRADES.clear()
+    PAIRS.clear()
+    REVIEW_ITEMS.clear()
+    DEMONSTRATIONS.set(0)
+    _count(counted)
+
+
+def _snapshot_due(config: Pipeline, partitions: Collection[int], since: timedelta) -> bool:
+    return 0 < config.snapshot_every_s <= since.total_seconds() and 0 in partitions
+
+
+def _erases(batch: Batch) -> bool:
+    """Whether it speaks of erased users, whose words may lie in anybody's partitions."""
+    return any(topic == Topic.USERS for topic, _ in batch.offsets)
 
 
 def _rules(retry_window_s: float) -> str:
@@ -289,12 +403,11 @@ def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_
     letters = []
     for record in records:
         try:
-            told = codec.decode(record.value).data
-            _expect(told, record)
+            told = admission.erasure_in(record, codec.decode(record.value))
         except Exception as e:  # the same rule as in _admit
             letters.append(_dead(record, e))
             continue
-        if isinstance(told, UserErased) and erasure.follow(tx, told, retry_window_s=retry_window_s):
+        if erasure.follow(tx, told, retry_window_s=retry_window_s):
             _log.warning("user_erased_elsewhere", user=told.user, finish="ratchet data erase --pseudonym")
     return letters
 
@@ -307,116 +420,110 @@ def _admit(
     letters = []
     for record in records:
         try:
-            _check_size(record, limits)
-            read.append((record, codec.read(record.value)))
+            admission.check_size(record, limits)
+            written = codec.read(record.value)
+            admission.check_written(written)
+            read.append((record, written))
         except Exception as e:  # a bad record must never stop the stream: it becomes a dead letter
             letters.append(_dead(record, e))
     keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
+    bounds = Bounds(limits, now)
     entries: dict[str, tuple[Record, Entry]] = {}
     erased: Tally[Topic] = Tally()
     for record, written in read:
         try:
-            event = _proper(record, codec.opened(written, keys), limits, now)
+            event = codec.opened(written, keys)
+            admission.check_event(record, event, bounds)
         except KeyErased:
             erased[Topic(record.position.topic)] += 1
         except Exception as e:  # as above
             letters.append(_dead(record, e))
         else:
-            entries.setdefault(event.id, (record, Entry(event, record.value)))
+            entries.setdefault(event.id, (record, Entry(event, record.value, written.key_id)))
     return entries, letters, erased
 
 
-def _check_size(record: Record, limits: Limits) -> None:
-    if len(record.value) > limits.max_bytes:
-        raise LimitExceeded(f"{len(record.value)} bytes, [pipeline] max_event_bytes is {limits.max_bytes}")
+class _Touched(msgspec.Struct, frozen=True):
+    """What became of the conversations that got new events."""
 
-
-def _proper(record: Record, event: Event, limits: Limits, now: datetime) -> Event:
-    data = event.data
-    _expect(data, record)
-    if "\0" in event.id + event.key:
-        raise CodecError(f"{event.id!r} with key {event.key!r}: no database takes a NUL in a name")
-    if isinstance(data, TurnRecorded | SignalReceived) and event.key != data.conversation_id:
-        raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
-    if isinstance(data, TurnRecorded | SignalReceived):
-        for name, at in _times(event.time, data):
-            _check_time(f"{event.id!r}: {name}", at, limits, now)
-    return event
-
-
-def _expect(data: object, record: Record) -> None:
-    topic = Topic(record.position.topic)
-    if not isinstance(data, SOURCES[topic]):
-        raise CodecError(
-            f"{record.event_id!r} is a {type(data).__name__}; {topic} takes {SOURCES[topic].__name__}"
-        )
-
-
-def _times(time: datetime, data: TurnRecorded | SignalReceived) -> Iterable[tuple[str, datetime]]:
-    """Every moment that derivation reads."""
-    yield "time", time
-    if isinstance(data, SignalReceived):
-        yield "received_at", data.received_at
-    else:
-        yield "started_at", data.started_at
-        yield "the reply's end", data.started_at + timedelta(seconds=data.duration_s)
-
-
-def _check_time(name: str, at: datetime, limits: Limits, now: datetime) -> None:
-    if at.tzinfo is None:
-        raise CodecError(f"{name} {at.isoformat()} has no time zone")
-    if at > now + timedelta(seconds=limits.max_ahead_s):
-        raise LimitExceeded(
-            f"{name} {at.isoformat()} is in the future, more than [pipeline] max_ahead_s"
-            f" ({limits.max_ahead_s:g}) after {now.isoformat(timespec='seconds')}"
-        )
-    if at.astimezone(UTC).date() < limits.not_before:
-        raise LimitExceeded(f"{name} {at.isoformat()} is before [pipeline] not_before ({limits.not_before})")
+    derived: dict[str, Derived]
+    fresh: set[str]
+    """Those that nothing was stored of before."""
+    known: list[Known]
+    letters: list[DeadLetter]
 
 
 def _derive_touched(
-    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float
-) -> tuple[dict[str, Derived], list[DeadLetter]]:
+    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float, recent: Recent
+) -> _Touched:
     """Derive the conversations that got new events, without the events that cannot be derived from."""
-    touched: dict[str, list[tuple[Record, Event]]] = {}
+    arrived: dict[str, list[tuple[Record, Entry]]] = {}
     for record, entry in new.values():
-        touched.setdefault(store.conversation_of(entry.event), []).append((record, entry.event))
-    stored = store.payloads_of(tx, touched.keys())
+        arrived.setdefault(store.conversation_of(entry.event), []).append((record, entry))
+    stored = _stored(tx, arrived, recent)
     derived: dict[str, Derived] = {}
+    known: list[Known] = []
     letters: list[DeadLetter] = []
-    for conversation_id, arrived in touched.items():
-        before = keyring.opened(tx, stored.get(conversation_id, ()))
-        made = _attempt([*before, *(event for _, event in arrived)], retry_window_s)
-        if isinstance(made, Derived):
-            derived[conversation_id] = made
-        else:
-            derived[conversation_id], blamed = _one_by_one(before, arrived, retry_window_s)
+    for conversation_id, said in arrived.items():
+        before = stored.get(conversation_id, [])
+        earlier = [known.heard for known in before]
+        made = _attempt(earlier, [entry for _, entry in said], retry_window_s)
+        if isinstance(made, Exception):
+            made, blamed = _one_by_one(earlier, said, retry_window_s)
             letters += blamed
-    return derived, letters
+        derived[conversation_id] = made.derived
+        known += [*before, *made.known]
+    return _Touched(derived, arrived.keys() - stored.keys(), known, letters)
+
+
+def _stored(tx: sa.Connection, conversation_ids: Collection[str], recent: Recent) -> dict[str, list[Known]]:
+    """What is stored of these conversations and may still be read; none of which nothing is stored."""
+    stored = store.event_ids_of(tx, conversation_ids)
+    event_ids = [event_id for ids in stored.values() for event_id in ids]
+    known = recent.among(event_ids)
+    raws = store.payloads_by_id(tx, [event_id for event_id in event_ids if event_id not in known])
+    written = {event_id: codec.read(raw) for event_id, raw in raws.items()}
+    sealed = {one.key_id for one in known.values()} | {one.key_id for one in written.values()}
+    keys = keyring.keys_of(tx, {key_id for key_id in sealed if key_id})
+    for event_id, one in written.items():
+        with suppress(KeyErased):
+            event = codec.opened(one, keys)
+            known[event_id] = Known(hear(event), one.key_id, len(raws[event_id]))
+    legible = {i for i, one in known.items() if one.key_id is None or keys.get(one.key_id) is not None}
+    return {c: [known[i] for i in ids if i in legible] for c, ids in stored.items()}
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """What was derived, and the new events that it was derived from."""
+
+    derived: Derived
+    known: list[Known]
+
+
+def _attempt(before: Sequence[Heard], entries: Iterable[Entry], retry_window_s: float) -> _Made | Exception:
+    try:
+        known = [Known(hear(entry.event), entry.key_id, len(entry.payload)) for entry in entries]
+        conversation = of_all_heard([*before, *(one.heard for one in known)])
+        return _Made(derived_from(conversation, retry_window_s=retry_window_s), known)
+    except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
+        return e
 
 
 def _one_by_one(
-    before: Sequence[Event], arrived: Iterable[tuple[Record, Event]], retry_window_s: float
-) -> tuple[Derived, list[DeadLetter]]:
+    before: Sequence[Heard], arrived: Iterable[tuple[Record, Entry]], retry_window_s: float
+) -> tuple[_Made, list[DeadLetter]]:
     """Find which of the new events it is that derivation fails on."""
-    good = list(before)
-    derived = derive(good, retry_window_s=retry_window_s)
+    good: list[Entry] = []
+    best = _Made(derived_from(of_all_heard(before), retry_window_s=retry_window_s), [])
     letters = []
-    for record, event in arrived:
-        made = _attempt([*good, event], retry_window_s)
-        if isinstance(made, Derived):
-            good.append(event)
-            derived = made
-        else:
+    for record, entry in arrived:
+        made = _attempt(before, [*good, entry], retry_window_s)
+        if isinstance(made, Exception):
             letters.append(_dead(record, made))
-    return derived, letters
-
-
-def _attempt(events: Sequence[Event], retry_window_s: float) -> Derived | Exception:
-    try:
-        return derive(events, retry_window_s=retry_window_s)
-    except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
-        return e
+        else:
+            good.append(entry)
+            best = made
+    return best, letters
 
 
 def _dead(record: Record, error: Exception) -> DeadLetter:
@@ -486,9 +593,6 @@ def _measure_agreement(state: sa.Engine) -> None:
             REVIEW_ALPHA.labels(found.dimension).set(found.alpha)
 
 
-def _observe_lag(log: EventLog, offsets: Offsets, records: Sequence[Record]) -> None:
-    folded = {**offsets, **_after(records)}
+def _observe_lag(read_to: Mapping[Place, int], ends: Mapping[Place, int]) -> None:
     for topic in SOURCES:
-        LAG.labels(topic).set(
-            sum(max(0, log.end(topic, p) - folded.get((topic, p), 0)) for p in log.partitions(topic))
-        )
+        LAG.labels(topic).set(sum(max(0, end - read_to[t, p]) for (t, p), end in ends.items() if t == topic))

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 from feedback.events import SignalKind
-from feedback.text import content_words, plain
+from feedback.text import content_words, plain, remembered
 
 REPHRASE_SHARE = 0.4
 """A rephrased question shares at least this much of the content words of the shorter of the two."""
@@ -164,6 +164,7 @@ _OBJECTION_CHARS = 300
 _WORDS = re.compile(r"[^\W_]+")
 
 
+@remembered(8192)
 def reaction(question: str, answer: str, following: str) -> SignalKind:
     """What a user's message says of the answer before it."""
     own = _own_words(following)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
+from uuid import uuid4
 
 import msgspec
 import sqlalchemy as sa
@@ -88,6 +89,21 @@ derivations = sa.Table(
     sa.Column("rules", sa.Text, primary_key=True, comment="version and settings that made feedback_derived"),
 )
 
+identities = sa.Table(
+    "feedback_identity",
+    metadata,
+    sa.Column("only", sa.Integer, primary_key=True, comment="1: there is one row"),
+    sa.Column("name", sa.Text, nullable=False, comment="names this state, wherever it is reached from"),
+)
+_FOLDING = 0x72617463
+"""First key of PostgreSQL's advisory locks on partitions; the second is the partition's number."""
+
+_is_row = sa.and_(
+    derived.c.conversation_id == sa.bindparam("c"),
+    derived.c.what == sa.bindparam("w"),
+    derived.c.row_id == sa.bindparam("r"),
+)
+
 _encode = msgspec.json.Encoder().encode
 _DECODERS: dict[str, Any] = {
     "grade": msgspec.json.Decoder(Grade),
@@ -120,11 +136,13 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         return self.reason.partition(":")[0]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An event and its bytes."""
 
     event: Event
     payload: bytes
+    key_id: str | None = None
+    """The data key that it is sealed under."""
 
 
 def open_state(url: str, *, durable: bool = False) -> sa.Engine:
@@ -143,6 +161,30 @@ def opened(url: str) -> Iterator[sa.Engine]:
         yield state
     finally:
         state.dispose()
+
+
+def identity(tx: sa.Connection) -> str:
+    """What this state is called; named when first asked."""
+    query = sa.select(identities.c.name)
+    if tx.scalar(query) is None:
+        made = {"only": 1, "name": uuid4().hex}
+        tx.execute(database.insert(tx, identities).on_conflict_do_nothing(), [made])
+    return str(tx.execute(query).scalar_one())  # another worker's, if that was first
+
+
+def hold(tx: sa.Connection, partitions: Collection[int] | None = None) -> None:
+    """Until the transaction ends, nobody else stores or derives what lies in these partitions; None: in any.
+
+    What was committed there before can be read from now on. SQLite's writers wait for one another anyway.
+    """
+    if tx.dialect.name != "postgresql":
+        return
+    if partitions is None:
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_FOLDING)))
+        return
+    tx.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_FOLDING)))
+    for number in sorted(partitions):
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_FOLDING, number)))
 
 
 def load_offsets(tx: sa.Connection) -> Offsets:
@@ -171,17 +213,8 @@ def known_events(tx: sa.Connection, event_ids: Collection[str]) -> set[str]:
 
 def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
     """Store events; one that is stored already stays as it is."""
-    rows = [
-        {
-            "event_id": e.event.id,
-            "conversation_id": conversation_of(e.event),
-            "at_us": _microseconds(e.event.time),
-            "payload": e.payload,
-        }
-        for e in entries
-    ]
-    if rows:
-        tx.execute(database.insert(tx, events).on_conflict_do_nothing(), rows)
+    rows = [(e.event.id, conversation_of(e.event), _microseconds(e.event.time), e.payload) for e in entries]
+    database.insert_all(tx, events, rows)
 
 
 def stored_events(tx: sa.Connection, *, before: datetime | None = None) -> Iterator[tuple[str, str, bytes]]:
@@ -212,6 +245,28 @@ def asked_in(tx: sa.Connection, conversation_ids: Collection[str]) -> Iterator[A
 def conversation_of(event: Event) -> str:
     """The conversation an event belongs to, which is also its partitioning key."""
     return event.key
+
+
+def event_ids_of(tx: sa.Connection, conversation_ids: Collection[str]) -> dict[str, list[str]]:
+    """The ids of each conversation's stored events, in no particular order."""
+    found: dict[str, list[str]] = {}
+    for ids in _chunks(conversation_ids):
+        query = sa.select(events.c.conversation_id, events.c.event_id).where(
+            events.c.conversation_id.in_(ids)
+        )
+        for conversation_id, event_id in tx.execute(query):
+            found.setdefault(conversation_id, []).append(event_id)
+    return found
+
+
+def payloads_by_id(tx: sa.Connection, event_ids: Collection[str]) -> dict[str, bytes]:
+    """Stored events; unknown ids are left out."""
+    columns = (events.c.event_id, events.c.payload)
+    return {
+        event_id: payload
+        for ids in _chunks(event_ids)
+        for event_id, payload in tx.execute(sa.select(*columns).where(events.c.event_id.in_(ids)))
+    }
 
 
 def payloads_of(tx: sa.Connection, conversation_ids: Collection[str]) -> dict[str, list[bytes]]:
@@ -263,19 +318,24 @@ def replace_derived(
 
     Args: fresh, conversations that are known to have nothing yet.
     """
-    change: Kinds = Counter()
-    for ids in _chunks([c for c in by_conversation if c not in fresh]):
-        among = derived.c.conversation_id.in_(ids)
-        change.subtract(_count(tx, among))
-        tx.execute(sa.delete(derived).where(among))
-    rows = [
-        row
+    rows = {
+        row[:3]: row
         for conversation_id, made in by_conversation.items()
         for row in _derived_rows(conversation_id, made)
-    ]
-    if rows:
-        tx.execute(sa.insert(derived), rows)
-    change.update((row["what"], row["kind"]) for row in rows)
+    }
+    change: Kinds = Counter()
+    gone = []
+    for ids in _chunks([c for c in by_conversation if c not in fresh]):
+        for old in map(tuple, tx.execute(sa.select(derived).where(derived.c.conversation_id.in_(ids)))):
+            if rows.get(old[:3]) == old:
+                del rows[old[:3]]
+            else:
+                gone.append(dict(zip("cwr", old[:3], strict=True)))
+                change[old[1], old[3]] -= 1
+    if gone:
+        tx.execute(sa.delete(derived).where(_is_row), gone)
+    database.insert_all(tx, derived, list(rows.values()))
+    change.update((what, kind) for _, what, _, kind, _, _ in rows.values())
     return change
 
 
@@ -414,29 +474,20 @@ def save_derivation_rules(tx: sa.Connection, rules: str) -> None:
     tx.execute(sa.insert(derivations), [{"rules": rules}])
 
 
-def _derived_rows(conversation_id: str, made: Derived) -> Iterator[dict[str, Any]]:
-    def row(what: What, row_id: str, kind: str, weight: float, value: object) -> dict[str, Any]:
-        return {
-            "conversation_id": conversation_id,
-            "what": what,
-            "row_id": row_id,
-            "kind": kind,
-            "weight": weight,
-            "payload": _encode(value),
-        }
-
+def _derived_rows(conversation_id: str, made: Derived) -> Iterator[tuple[str, What, str, str, float, bytes]]:
+    """In the order of the table's columns."""
     for grade in made.grades:
-        yield row("grade", grade.grade_id, grade.kind.value, grade.weight, grade)
+        yield conversation_id, "grade", grade.grade_id, grade.kind.value, grade.weight, _encode(grade)
     for pair in made.pairs:
-        yield row("pair", pair.pair_id, pair.kind.value, pair.weight, pair)
+        yield conversation_id, "pair", pair.pair_id, pair.kind.value, pair.weight, _encode(pair)
     for shown in made.demonstrations:
-        yield row("demonstration", shown.demonstration_id, "edit", shown.weight, shown)
+        yield conversation_id, "demonstration", shown.demonstration_id, "edit", shown.weight, _encode(shown)
     for asked in made.asked:
-        yield row("asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, asked)
+        yield conversation_id, "asked", f"{asked.prompt_digest} {asked.user}", "", 0.0, _encode(asked)
     for compared in made.comparisons:
-        yield row("comparison", compared.comparison_id, "", 0.0, compared)
+        yield conversation_id, "comparison", compared.comparison_id, "", 0.0, _encode(compared)
     for item in made.items:
-        yield row("item", item.item_id, item.stage, item.lot, item)
+        yield conversation_id, "item", item.item_id, item.stage, item.lot, _encode(item)
 
 
 def _count(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Kinds:

@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from difflib import SequenceMatcher
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -26,7 +27,11 @@ _STOP_WORDS = frozenset(
     " we were what when where which who why will with would you your".split()
 )
 _MAX_WORDS = 4000
+_REMEMBERED_CHARS = 4000
+"""Longest texts that are worth a place in a cache: 8192 such entries hold some 60 MB."""
 _json = msgspec.json.Encoder(order="deterministic")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def content_text(message: dict[str, Any]) -> str:
@@ -50,7 +55,26 @@ def is_text_only(message: dict[str, Any]) -> bool:
     return only_text and not extras and message.get("role") in ("system", "developer", "user", "assistant")
 
 
-@lru_cache(maxsize=8192)
+def remembered(entries: int) -> Callable[[F], F]:
+    """An LRU cache for a function of texts that leaves long ones out: bounded in bytes, not in entries alone.
+
+    A conversation resends its texts with every turn, so most are asked for more than once.
+    """
+
+    def decorate(function: F) -> F:
+        cached = lru_cache(maxsize=entries)(function)
+
+        @wraps(function)
+        def call(*texts: str) -> Any:
+            short = sum(map(len, texts)) <= _REMEMBERED_CHARS
+            return cached(*texts) if short else function(*texts)
+
+        return cast(F, call)
+
+    return decorate
+
+
+@remembered(8192)
 def plain(text: str) -> str:
     """The wording without what clients and renderers change on their own.
 
@@ -73,6 +97,7 @@ def distance(a: str, b: str) -> float:
     return 1.0 - SequenceMatcher(None, words_a, words_b, autojunk=False).ratio()
 
 
+@remembered(8192)
 def content_words(text: str) -> frozenset[str]:
     """Its words in lower case, without those that carry no topic."""
     return frozenset(_ALPHANUMERIC.findall(plain(text).casefold())) - _STOP_WORDS

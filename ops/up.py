@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from feedback.config import Deployment, Forward, Pipeline, read, section
+from feedback.errors import ConfigError
 from ops import base_model
 from ops.config import Engine, Rollout, replica_urls
 from ops.errors import NoBaseModel, StartFailed
@@ -44,15 +45,26 @@ def settings(config: Path | None) -> Settings:
     sections = read(config)
     gateway = importlib.import_module("serving.config").Gateway
     learner = importlib.import_module("learner.config").Learner
+    deployment = section(sections, "deployment", Deployment)
+    pipeline = section(sections, "pipeline", Pipeline)
+    _check_workers(deployment, pipeline)
     return Settings(
-        deployment=section(sections, "deployment", Deployment),
-        pipeline=section(sections, "pipeline", Pipeline),
+        deployment=deployment,
+        pipeline=pipeline,
         forward=section(sections, "forward", Forward),
         engine=section(sections, "engine", Engine),
         rollout=section(sections, "rollout", Rollout),
         gateway=section(sections, "gateway", gateway),
         learner=section(sections, "learner", learner),
     )
+
+
+def _check_workers(deployment: Deployment, pipeline: Pipeline) -> None:
+    if pipeline.workers > 1 and deployment.log != "kafka":
+        raise ConfigError(
+            f"[pipeline] workers is {pipeline.workers}, but [deployment] log is {deployment.log!r}, which one"
+            " folds alone; several share the partitions of log = 'kafka'"
+        )
 
 
 def up(config: Path | None, stopped: Callable[[], bool], console: Console) -> int:
@@ -90,7 +102,8 @@ def services(chosen: Settings, config: Path | None, gateway_port: int) -> list[S
     found = [ratchet(f"engine-{port}", "engine", "--port", str(port)) for port in replicas]
     found.append(ratchet("controller", "controller"))
     found.append(ratchet("gateway", "gateway", env={"RATCHET_GATEWAY_PORT": str(gateway_port)}, shows=True))
-    found.append(ratchet("pipeline", "pipeline"))
+    for worker, port in _pipeline_metrics(chosen.pipeline).items():
+        found.append(ratchet(worker, "pipeline", env={"RATCHET_PIPELINE_METRICS_PORT": str(port)}))
     found.append(ratchet("learner", "learn", "serve"))
     if chosen.deployment.log == "kafka":
         found.append(ratchet("forward", "forward"))
@@ -109,13 +122,22 @@ def ports(chosen: Settings) -> list[tuple[str, int, str]]:
 def _metrics(chosen: Settings) -> list[tuple[str, str, int]]:
     """Process, section and metrics port; the gateway has none: it shows its metrics beside its API."""
     found = [
-        ("pipeline", "pipeline", chosen.pipeline.metrics_port),
+        *((worker, "pipeline", port) for worker, port in _pipeline_metrics(chosen.pipeline).items()),
         ("learner", "learner", chosen.learner.metrics_port),
         ("controller", "rollout", chosen.rollout.metrics_port),
     ]
     if chosen.deployment.log == "kafka":
         found.append(("forward", "forward", chosen.forward.metrics_port))
     return found
+
+
+def _pipeline_metrics(pipeline: Pipeline) -> dict[str, int]:
+    """The pipeline's workers and the port of each; the ports in between are other processes'."""
+    first = pipeline.metrics_port
+    return {
+        "pipeline" if n == 0 else f"pipeline-{n + 1}": first + 10 * n if first else 0
+        for n in range(pipeline.workers)
+    }
 
 
 def logs_dir(deployment: Deployment) -> Path:

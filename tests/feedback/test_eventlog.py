@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +13,7 @@ import pytest
 
 from feedback.embedded import EmbeddedLog
 from feedback.errors import LogError, LogUnavailable
-from feedback.eventlog import MAX_ENTRY_BYTES, EventLog, Position, Record, Topic
+from feedback.eventlog import MAX_ENTRY_BYTES, MAX_READ_BYTES, EventLog, Position, Record, Topic
 from feedback.kafka import KafkaLog
 
 Open = Callable[[], EventLog]
@@ -97,6 +98,37 @@ def test_a_key_keeps_its_partition_in_another_process_and_another_topic(open_log
         ]
         partitions = [p.partition for p in positions if p is not None]
         assert len(partitions) == 4 and len(set(partitions)) == 1
+
+
+def test_the_ends_of_many_partitions_are_those_of_each(log: EventLog) -> None:
+    """A worker asks for all of its partitions before every batch."""
+    add(log, 3)
+    add(log, 2, topic=Topic.SIGNALS)
+    places = [(topic, p) for topic in (Topic.TURNS, Topic.SIGNALS) for p in log.partitions(topic)]
+    ends = log.ends(places)
+    assert ends == {place: log.end(*place) for place in places}
+    assert sorted(ends.values())[-2:] == [2, 3]
+    assert log.ends([]) == {}
+
+
+def test_a_read_of_large_entries_stops_before_memory_does(log: EventLog) -> None:
+    """Two thousand of the largest would be 32 GB; what is left out comes next."""
+    values = [bytes([n]) * MAX_ENTRY_BYTES for n in range(3)]
+    first, *_ = [log.append(Topic.TURNS, "k", f"e{n}", v).result(_WAIT_S) for n, v in enumerate(values)]
+    assert first is not None and MAX_READ_BYTES == 2 * MAX_ENTRY_BYTES
+    found = log.read(Topic.TURNS, first.partition, 0, timeout_s=_WAIT_S)
+    assert 0 < len(found) <= 2
+    while len(found) < 3:
+        found += log.read(Topic.TURNS, first.partition, len(found), timeout_s=_WAIT_S)
+    assert [record.value for record in found] == values
+
+
+def test_a_worker_that_is_alone_has_every_partition(log: EventLog) -> None:
+    """On both logs: the pipeline asks for its share before it asks for entries."""
+    with closing(log.share("workers", (Topic.TURNS, Topic.SIGNALS))) as share:
+        deadline_s = time.monotonic() + _WAIT_S
+        while share.partitions() != frozenset(log.partitions(Topic.TURNS)):
+            assert time.monotonic() < deadline_s
 
 
 def test_reading_goes_on_from_any_offset_and_stops_at_the_limit(log: EventLog) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import closing
@@ -30,6 +30,12 @@ def prefix() -> str:
 def log(kafka_broker: Broker, prefix: str) -> Iterator[KafkaLog]:
     with closing(KafkaLog(kafka_broker.servers, prefix, 4, timeout_s=5.0)) as log:
         yield log
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + _WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
 
 
 def errors(futures: "list[Future[Position | None]]", timeout_s: float) -> list[BaseException | None]:
@@ -82,6 +88,42 @@ def test_reading_goes_round_idle_partitions_quickly(log: KafkaLog) -> None:
         for topic, partition in partitions:
             assert log.read(topic, partition, 0) == []
     assert time.monotonic() - started_s < 2  # 40 reads
+
+
+@pytest.mark.kafka
+def test_members_of_a_group_share_the_partitions_and_leave_them_to_each_other(log: KafkaLog) -> None:
+    """Half of four for each of two, the same numbers of both topics; all for whoever stays."""
+    topics = (Topic.TURNS, Topic.SIGNALS)
+    one, two = log.share("workers", topics), log.share("workers", topics)
+    until(lambda: one.partitions() == {0, 1, 2, 3})
+    until(lambda: sorted(map(len, (one.partitions(), two.partitions()))) == [2, 2])
+    assert one.partitions() | two.partitions() == {0, 1, 2, 3}
+    one.close()
+    until(lambda: two.partitions() == {0, 1, 2, 3})
+    two.close()
+
+
+@pytest.mark.kafka
+def test_groups_do_not_take_partitions_from_each_other(log: KafkaLog) -> None:
+    """Two states that read the same topics each see everything."""
+    one, other = (log.share(group, (Topic.TURNS,)) for group in ("workers", "others"))
+    with closing(one), closing(other):
+        until(lambda: one.partitions() == other.partitions() == {0, 1, 2, 3})
+
+
+@pytest.mark.kafka
+def test_topics_with_different_numbers_of_partitions_are_no_share(
+    kafka_broker: Broker, log: KafkaLog, prefix: str
+) -> None:
+    """A conversation's words would go to one worker and its turns to another."""
+    log.partitions(Topic.TURNS)
+    with closing(KafkaAdminClient(bootstrap_servers=kafka_broker.servers)) as admin:
+        admin.create_partitions({f"{prefix}.signals": 6})
+    with closing(KafkaLog(kafka_broker.servers, prefix, 4)) as wider:
+        until(lambda: len(wider.partitions(Topic.SIGNALS)) == 6)
+        share = wider.share("workers", (Topic.TURNS, Topic.SIGNALS))
+        with pytest.raises(ConfigError, match=rf"{prefix}.turns 4, {prefix}.signals 6"):
+            share.partitions()
 
 
 @pytest.mark.kafka

@@ -2,7 +2,7 @@
 
 import pytest
 
-from feedback.text import content_words, distance, near_duplicate_key, overlap, plain
+from feedback.text import content_words, distance, near_duplicate_key, overlap, plain, remembered
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,16 @@ def test_overlap_of_nothing_is_no_overlap():
 
 def test_a_text_of_filler_words_alone_still_has_a_key():
     assert near_duplicate_key("How are you?") != near_duplicate_key("Who is it?")
+
+
+def test_short_texts_are_worked_out_once_and_long_ones_are_not_kept():
+    """A cache that counts entries alone holds gigabytes once somebody pastes novels."""
+    asked = []
+
+    @remembered(8)
+    def length(text: str) -> int:
+        asked.append(len(text))
+        return len(text)
+
+    assert [length(text) for text in ("abc", "abc", "x" * 5000, "x" * 5000)] == [3, 3, 5000, 5000]
+    assert asked == [3, 5000, 5000]

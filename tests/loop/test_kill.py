@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from feedback import database, pipeline, snapshots, store
+from feedback.admission import SOURCES
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import EventLog, Topic
@@ -225,7 +226,7 @@ def folded(state: Any) -> dict[tuple[str, int], int]:
 
 def ends(log: EventLog) -> dict[tuple[str, int], int]:
     """The end of every partition that holds anything."""
-    every = {(topic, p): log.end(topic, p) for topic in pipeline.SOURCES for p in log.partitions(topic)}
+    every = {(topic, p): log.end(topic, p) for topic in SOURCES for p in log.partitions(topic)}
     return {place: end for place, end in every.items() if end}
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import openai
 import pytest
 
-from feedback import codec, database, pipeline, store
+from feedback import codec, database, store
+from feedback.admission import SOURCES
 from feedback.config import Deployment, section
 from feedback.eventlog import EventLog, Topic
 from feedback.events import TurnRecorded
@@ -216,7 +217,7 @@ def caught_up(placed: Deployment, log: EventLog) -> bool:
         offsets = store.load_offsets(tx)
     state.dispose()
     with closing(EmbeddedLog(placed.log_path)) as outbox:
-        for topic in pipeline.SOURCES:
+        for topic in SOURCES:
             ends = {(topic, p): log.end(topic, p) for p in log.partitions(topic)}
             if sum(ends.values()) < outbox.end(topic, 0):
                 return False

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from feedback.errors import ConfigError
 from ops.errors import PortInUse
 from ops.supervise import BACKOFF_S, Service, Supervisor, check_ports
-from ops.up import ports, settings
+from ops.up import ports, services, settings
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; time.sleep(600)"
@@ -175,6 +176,29 @@ def test_every_process_has_a_port_of_its_own_unless_told_otherwise(
     numbers = [port for _, port, _ in found]
     assert len(set(numbers)) == len(numbers)
     assert [field for _, _, field in found if "metrics" in field] == [f"[{m}] metrics_port" for m in metrics]
+
+
+def test_up_starts_as_many_pipeline_workers_as_asked_for(tmp_path: Path) -> None:
+    """Each with metrics of its own, off the ports of the others."""
+    config = tmp_path / "ratchet.toml"
+    config.write_text('[deployment]\nlog = "kafka"\n[pipeline]\nworkers = 3\n')
+    chosen = settings(config)
+    workers = [s for s in services(chosen, config, 8000) if s.argv[-1] == "pipeline"]
+    assert [(w.name, w.env["RATCHET_PIPELINE_METRICS_PORT"]) for w in workers] == [
+        ("pipeline", "9101"),
+        ("pipeline-2", "9111"),
+        ("pipeline-3", "9121"),
+    ]
+    numbers = [port for _, port, _ in ports(chosen)]
+    assert {9101, 9111, 9121} <= set(numbers) and len(set(numbers)) == len(numbers)
+
+
+def test_workers_without_partitions_to_share_are_refused(tmp_path: Path) -> None:
+    """The embedded log has one partition: a second worker would stand by for ever."""
+    config = tmp_path / "ratchet.toml"
+    config.write_text("[pipeline]\nworkers = 2\n")
+    with pytest.raises(ConfigError, match=r"workers is 2, but \[deployment\] log is 'embedded'"):
+        settings(config)
 
 
 @pytest.mark.slow
