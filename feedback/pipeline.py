@@ -63,10 +63,10 @@ OVERTAKEN = Counter(
 )
 
 _STALL_S = 1.0
+_MEASURED_EVERY_S = 60.0
 _RECOUNTED_AFTER_S = 60.0
 _COUNTING_SHARE = 0.01
 """Largest share of the time that goes into counting the state's rows anew."""
-_MEASURED_EVERY_S = 60.0
 _REDERIVED_TOGETHER = 200
 _REPLAYED_TOGETHER = 200
 

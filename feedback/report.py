@@ -74,7 +74,7 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
         ),
         ("held out", f"{m.heldout_fraction:.0%} of users and of prompt clusters"),
         ("account cap", f"{m.account_cap:.1%} of the weight"),
-        ("subject cap", f"{m.subject_cap:.1%} of the weight, or twice the subject's share of accounts"),
+        ("subject cap", f"{m.subject_cap:.1%} of the weight, or the subject's share of accounts"),
         (
             "judgement cap",
             f"{m.judgement_cap:.1%} of the training weight; judgements have {m.judgement_share:.1%}",
@@ -100,6 +100,8 @@ def manifest(m: Manifest, *, as_json: bool) -> None:
         console.print(agreement(m.reviews.agreement))
     if m.quarantined:
         console.print(_quarantine(m))
+    if m.doubted:
+        console.print(_doubts(m))
 
 
 def _fit(m: Manifest) -> Table:
@@ -125,6 +127,14 @@ def _comparisons(t: Tally) -> Table:
     for name, wins in t.wins.items():
         low, high = wins.interval
         table.add_row(name, f"{wins.won} of {wins.of}", f"{wins.share:.3f}", f"{low:.3f} to {high:.3f}")
+    return table
+
+
+def _doubts(m: Manifest) -> Table:
+    table = Table("subject", "accounts", "rows", "weight taken", title="In doubt: against all others")
+    table.caption = "each row's reason says so; [pipeline] trusted lifts it"
+    for d in m.doubted:
+        table.add_row(d.subject or "everything", f"{d.accounts}", f"{d.rows}", f"{d.weight:.2f}")
     return table
 
 

@@ -163,6 +163,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """How far the raters of the review queue agree, and can be believed."""
     quarantined: tuple[trust.Quarantined, ...] = ()
     """Accounts whose rows were left out, and why. They come back when the evidence or `trusted` says so."""
+    doubted: tuple[trust.Doubted, ...] = ()
+    """Subjects on which accounts count less because they speak against the others; see the rows' reasons."""
     erased_at: datetime | None = None
     """Since when its files are gone, because a user whose text they held was erased; this manifest stays."""
     expired_at: datetime | None = None
@@ -204,6 +206,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     judgement_share: float
     reviews: consensus.Report
     quarantined: tuple[trust.Quarantined, ...]
+    doubted: tuple[trust.Doubted, ...]
 
 
 class Traces(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +276,7 @@ def _build(state: sa.Engine, out_dir: Path, config: Pipeline, now: datetime) -> 
         comparisons=answered,
         reviews=assembled.reviews,
         quarantined=assembled.quarantined,
+        doubted=assembled.doubted,
     )
     manifest = _write_once(out_dir, manifest, rows)
     with database.writing(state) as tx:
@@ -333,6 +337,7 @@ def assemble(
         judgement_share=share,
         reviews=reviews,
         quarantined=tuple(weighed.quarantined),
+        doubted=tuple(weighed.doubted),
     )
 
 

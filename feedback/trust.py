@@ -1,39 +1,35 @@
 """Whose word counts: accounts that oppose all others, flood a subject or press like clockwork count less.
 
 Functions of a whole snapshot's rows, whatever their order. Nothing is deleted: rows are weighed down, or
-their account waits in quarantine with a reason, until the evidence changes or an operator trusts it.
-
-The evidence is what the *others* think. Each account has one voice on each word of a reply, and on each word
-together with the subject it was said about; a vote is compared with what all other voices would predict.
-Accounts are of two sorts, honest or opposed, and Bayes' rule tells which:
-
-    log odds(honest) = log((1 - PRIOR) / PRIOR) + Σ ± log(q / (1 - q))      + agrees, - disagrees
-
-q is how often everybody's votes agree with predictions of that confidence. Odd tastes agree as often as not
-and keep their weight. The same is asked about each account and subject, for those who lie about one thing.
+their account waits in quarantine with a reason, until the evidence changes or an operator trusts it. Who
+speaks against the others, everywhere or about one subject, is found by `dissent`.
 """
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
-from math import exp, fsum, log, sqrt
+from math import fsum, sqrt
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
+from feedback.dissent import Place, Vote, believe
 from feedback.pairs import cluster_of
 from feedback.raters import WEIGHT_DIGITS
 from feedback.records import Demonstration, Grade, Pair
 from feedback.text import content_words
 
-PRIOR = 0.02
-"""Share of accounts, and of accounts on a subject, that are taken to be opposed before any evidence."""
 QUARANTINE_ODDS = 0.99
 """An account as surely opposed as this waits in quarantine, if it has cast QUARANTINE_VOTES."""
 QUARANTINE_VOTES = 10.0
+TELLING = 0.4
+"""nats from which a vote is on an account's record: agreeing with what all approve of earns none."""
+DOUBT = 0.5
+"""A row that counts less than this says why."""
+DOUBTED_SUBJECTS = 20
 NEWCOMER_TIMES = 4.0
 """An account without a record weighs at most this many times the median account."""
 RAMP_VOTES = 20.0
@@ -49,23 +45,14 @@ BURST_TIMES = 10.0
 CLOCKWORK_SIGNALS = 20
 CLOCKWORK_SPREAD = 0.05
 """Clockwork: pauses whose standard deviation is less than this share of their mean."""
-ROUNDS = 3
-"""Times that voices are weighed by the honesty found with them."""
 NEWCOMER_WEIGHT = 2.0
 """An account may weigh this much whatever the median is."""
 _SUBJECT_ROUNDS = 8
 """Times that subjects are cut: each cut raises the share of those not cut."""
-_SHRINKAGE = 3.0
-"""A word's voices are averaged as if this many silent ones were among them."""
-_BINS = 6
-_BIN_PRIOR = 4.0
 _SUBJECTS = 6
 _WORDS = 48
 
-K = TypeVar("K")
 Rated = Grade | Pair | Demonstration
-
-_Voices = dict[str, float]
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,15 +64,25 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
 
 
+class Doubted(msgspec.Struct, frozen=True, kw_only=True):
+    """A subject on which accounts are believed by less than DOUBT; each of their rows says so, too."""
+
+    subject: str
+    accounts: int
+    rows: int
+    weight: float
+    """What doubt took from those rows."""
+
+
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows say of the accounts behind them."""
 
     honest: dict[str, float]
     """Probability that an account is not opposed, 0..1."""
-    on_subject: dict[tuple[str, str], float]
+    on_subject: dict[Place, float]
     """The same of an account on one subject alone."""
     record: dict[str, tuple[float, float]]
-    """Votes that agreed and disagreed with what all others would predict; n on one prompt state count √n."""
+    """Votes that agreed and disagreed with what all others would predict; n near-duplicates count √n."""
     suspended: dict[str, str]
     """Accounts in quarantine, with the reason."""
 
@@ -95,17 +92,8 @@ class Weighed(NamedTuple):
     pairs: list[Pair]
     demonstrations: list[Demonstration]
     quarantined: list[Quarantined]
-
-
-class _Vote(NamedTuple):
-    account: str
-    subjects: tuple[str, ...]
-    signs: dict[str, float]
-    """1 for each word the vote is for, -1 for each it is against."""
-    voice: float
-    """What it adds to each word's voices: less for what everybody does, more for what is rare."""
-    share: float
-    """1 / sqrt(the account's votes on this prompt state): near-duplicates are not so many witnesses."""
+    doubted: list[Doubted]
+    """The DOUBTED_SUBJECTS that lost most."""
 
 
 def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collection[str] = ()) -> Trust:
@@ -116,26 +104,13 @@ def assess(grades: Iterable[Grade], pairs: Iterable[Pair], *, trusted: Collectio
     graded, paired = sorted(grades, key=lambda g: g.grade_id), sorted(pairs, key=lambda p: p.pair_id)
     votes = _votes(graded, paired)
     rows: list[Grade | Pair] = [*graded, *paired]
-    accounts = {row.user for row in rows}
-    honest = dict.fromkeys(accounts, 1.0)
-    on_subject: dict[tuple[str, str], float] = {}
-    agreements: list[float] = []
-    for _ in range(ROUNDS):
-        margins = _margins(votes, honest, on_subject)
-        agreements = _log_odds(votes, margins)
-        honest |= _posterior((vote.account, odds) for vote, odds in zip(votes, agreements, strict=True))
-        on_subject = _posterior(
-            ((vote.account, subject), odds)
-            for vote, odds in zip(votes, agreements, strict=True)
-            for subject in vote.subjects
-        )
-        honest |= dict.fromkeys(accounts & set(trusted), 1.0)
-        on_subject = {place: 1.0 if place[0] in trusted else p for place, p in on_subject.items()}
-    record = _record(votes, agreements)
+    found = believe(votes, trusted)
+    honest = {row.user: 1.0 for row in rows} | found.honest
+    record = _record(votes, found.evidence)
     suspended = {**_opposed(honest, record), **_hasty(rows)}
     return Trust(
         honest=honest,
-        on_subject=on_subject,
+        on_subject=found.on_subject,
         record=record,
         suspended={account: why for account, why in sorted(suspended.items()) if account not in trusted},
     )
@@ -151,30 +126,31 @@ def weigh(
 ) -> Weighed:
     """The rows by what their account's word counts, without those in quarantine.
 
-    Honesty first; then accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to
-    NEWCOMER_TIMES the median account, and no subject has more than `subject_cap` of the weight, or its
-    share of the voices. Account caps are `raters.cap_accounts`' work.
+    Accounts are held to what is usual on one subject (SUBJECT_TIMES), newcomers to NEWCOMER_TIMES the median
+    account, and what is left counts as far as it is believed: the other way round the loud would buy back
+    what doubt takes. Rows believed by less than DOUBT say so in their reason. No subject has more than
+    `subject_cap` of the weight, or its share of the voices. Account caps are `raters.cap_accounts`' work.
     """
     rows: list[Grade | Pair | Demonstration] = [*grades, *pairs, *demonstrations]
     kept = [row for row in rows if row.user not in trust.suspended]
     subjects = [subjects_of(row) for row in kept]
-    weights = [
-        row.weight * trust.honest.get(row.user, 1.0) * _least(trust.on_subject, row.user, about)
-        for row, about in zip(kept, subjects, strict=True)
-    ]
     shares = _shares_of_voices(kept, subjects, trust)
-    weights = _one_subject(kept, subjects, weights, shares)
+    weights = _one_subject(kept, subjects, [row.weight for row in kept], shares)
     weights = _newcomers(kept, weights, trust)
+    beliefs = [_belief(trust, row.user, about) for row, about in zip(kept, subjects, strict=True)]
+    doubted = _doubted(kept, weights, beliefs)
+    weights = [weight * belief.share for weight, belief in zip(weights, beliefs, strict=True)]
     weights = _whole_subjects(subjects, weights, shares, subject_cap)
     made = [
-        msgspec.structs.replace(row, weight=round(weight, WEIGHT_DIGITS))
-        for row, weight in zip(kept, weights, strict=True)
+        _weighed(row, round(weight, WEIGHT_DIGITS), belief)
+        for row, weight, belief in zip(kept, weights, beliefs, strict=True)
     ]
     return Weighed(
         [row for row in made if isinstance(row, Grade)],
         [row for row in made if isinstance(row, Pair)],
         [row for row in made if isinstance(row, Demonstration)],
         _quarantined(rows, trust),
+        doubted,
     )
 
 
@@ -183,126 +159,41 @@ def subjects_of(row: Grade | Pair | Demonstration) -> tuple[str, ...]:
     return tuple(cluster_of(row.prompt).split()[:_SUBJECTS])
 
 
-def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[_Vote]:
-    base = _habit(grades)
-    states: dict[tuple[str, str], int] = defaultdict(int)
-    rows: list[Grade | Pair] = [*grades, *pairs]
-    for row in rows:
-        states[row.user, row.prompt_digest] += 1
-    votes: list[tuple[Grade | Pair, dict[str, float], float]] = []
+def _votes(grades: Sequence[Grade], pairs: Sequence[Pair]) -> list[Vote]:
+    found: list[tuple[Grade | Pair, dict[str, float], float]] = []
     for g in grades:
-        side = 1.0 if g.p > 0.5 else -1.0 if g.p < 0.5 else 0.0
-        votes.append((g, {word: side for word in _words(g.reply)} if side else {}, abs(side - base)))
+        if g.p != 0.5:
+            found.append((g, dict.fromkeys(_words(g.reply), 1.0), 1.0 if g.p > 0.5 else -1.0))
     for p in pairs:
         chosen, rejected = _words(p.chosen), _words(p.rejected)
         signs = {w: 1.0 for w in chosen - rejected} | {w: -1.0 for w in rejected - chosen}
-        votes.append((p, signs if p.p > 0.5 else {}, 1.0))
+        found.append((p, signs if p.p > 0.5 else {}, 1.0))
+    clusters = Counter((row.user, cluster_of(row.prompt)) for row, signs, _ in found if signs)
     return [
-        _Vote(row.user, about, _about(signs, about), voice, 1.0 / sqrt(states[row.user, row.prompt_digest]))
-        for row, signs, voice in votes
-        for about in [subjects_of(row)]
-        if signs and voice
+        Vote(
+            account=row.user,
+            subjects=subjects_of(row),
+            words=dict(sorted(signs.items())),
+            side=side,
+            graded=isinstance(row, Grade),
+            share=1.0 / sqrt(clusters[row.user, cluster_of(row.prompt)]),
+        )
+        for row, signs, side in found
+        if signs
     ]
-
-
-def _habit(grades: Iterable[Grade]) -> float:
-    """How favourable the average account's average grade is, -1..1."""
-    by_account: dict[str, list[float]] = defaultdict(list)
-    for g in grades:
-        if g.p != 0.5:
-            by_account[g.user].append(1.0 if g.p > 0.5 else -1.0)
-    means = [fsum(sides) / len(sides) for sides in by_account.values()]
-    return fsum(means) / len(means) if means else 0.0
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(sorted(content_words(text))[:_WORDS])
 
 
-def _about(signs: Mapping[str, float], subjects: Iterable[str]) -> dict[str, float]:
-    """Words alone, and words said about a subject."""
-    together = {f"{subject}\x1f{word}": sign for subject in subjects for word, sign in sorted(signs.items())}
-    return {**dict(sorted(signs.items())), **together}
-
-
-def _margins(
-    votes: Sequence[_Vote], honest: Mapping[str, float], on_subject: Mapping[tuple[str, str], float]
-) -> list[float]:
-    """How strongly all other accounts' voices speak for each vote; negative when they speak against it."""
-    own: dict[str, _Voices] = defaultdict(lambda: defaultdict(float))
-    for vote in votes:
-        mine = own[vote.account]
-        for feature, sign in vote.signs.items():
-            mine[feature] += sign * vote.voice
-    total: _Voices = defaultdict(float)
-    number: _Voices = defaultdict(float)
-    for account, mine in own.items():
-        for feature, said in mine.items():
-            h = honest[account] * _heard(on_subject, account, feature)
-            mine[feature] = h * min(1.0, max(-1.0, said))
-            total[feature] += mine[feature]
-            number[feature] += h
-
-    def others(feature: str, account: str) -> float:
-        """Honest voices about it, without the account's own."""
-        return max(0.0, number[feature] - honest[account] * _heard(on_subject, account, feature))
-
-    margins = []
-    for vote in votes:
-        mine = own[vote.account]
-        said = fsum(
-            sign * (total[f] - mine[f]) / (others(f, vote.account) + _SHRINKAGE)
-            for f, sign in vote.signs.items()
-        )
-        margins.append(said / sqrt(len(vote.signs)))
-    return margins
-
-
-def _heard(on_subject: Mapping[tuple[str, str], float], account: str, feature: str) -> float:
-    subject, _, word = feature.partition("\x1f")
-    return on_subject.get((account, subject), 1.0) if word else 1.0
-
-
-def _log_odds(votes: Sequence[_Vote], margins: Sequence[float]) -> list[float]:
-    """± log(q / (1 - q)) of each vote, times its share; q by bins of equally many votes by |margin|."""
-    number: dict[str, float] = defaultdict(float)
-    for vote in votes:
-        number[vote.account] += vote.share
-    edges = [abs(m) for m in sorted(margins, key=abs)[len(margins) // _BINS :: max(1, len(margins) // _BINS)]]
-    bins = [bisect_right(edges, abs(m)) for m in margins]
-    agreed: dict[int, float] = defaultdict(float)
-    seen: dict[int, float] = defaultdict(float)
-    for vote, margin, place in zip(votes, margins, bins, strict=True):
-        one_account_one_word = vote.share / number[vote.account]
-        seen[place] += one_account_one_word
-        agreed[place] += one_account_one_word * (margin > 0.0)
-    surely = {
-        place: min(0.9, max(0.5, (agreed[place] + _BIN_PRIOR / 2) / (seen[place] + _BIN_PRIOR)))
-        for place in seen
-    }
-    return [
-        vote.share * (0.0 if margin == 0.0 else 1.0 if margin > 0.0 else -1.0) * _logit(surely[place])
-        for vote, margin, place in zip(votes, margins, bins, strict=True)
-    ]
-
-
-def _posterior(evidence: Iterable[tuple[K, float]]) -> dict[K, float]:
-    """P(honest) by whatever the evidence is grouped by, as a share of the prior's: no evidence is no loss."""
-    odds: dict[K, list[float]] = defaultdict(list)
-    for key, log_odds in evidence:
-        odds[key].append(log_odds)
-    return {
-        key: min(1.0, _sigmoid(fsum(found) - _logit(PRIOR)) / (1.0 - PRIOR)) for key, found in odds.items()
-    }
-
-
-def _record(votes: Sequence[_Vote], log_odds: Sequence[float]) -> dict[str, tuple[float, float]]:
+def _record(votes: Sequence[Vote], evidence: Sequence[float]) -> dict[str, tuple[float, float]]:
     record: dict[str, tuple[float, float]] = {}
-    for vote, odds in zip(votes, log_odds, strict=True):
+    for vote, odds in zip(votes, evidence, strict=True):
         agreed, disagreed = record.get(vote.account, (0.0, 0.0))
         record[vote.account] = (
-            agreed + vote.share * (odds > 0.0),
-            disagreed + vote.share * (odds < 0.0),
+            agreed + vote.share * (odds > TELLING * vote.share),
+            disagreed + vote.share * (odds < -TELLING * vote.share),
         )
     return record
 
@@ -370,7 +261,7 @@ def _one_subject(
             place[row.user, subject].append(weight)
     totals = {where: fsum(found) for where, found in place.items()}
     usual = SUBJECT_TIMES * _median(totals.values())
-    scale: dict[tuple[str, str], float] = {}
+    scale: dict[Place, float] = {}
     for (who, subject), total in totals.items():
         rest, share = fsum(account[who]) - total, shares[subject]
         if share < 1.0 and total > (allowed := max(usual, rest * share / (1.0 - share))):
@@ -405,7 +296,7 @@ def _whole_subjects(
             for subject in about:
                 by_subject[subject].append(weight)
         everything = fsum(found)
-        scale: dict[tuple[str, str], float] = {}
+        scale: dict[Place, float] = {}
         for subject, parts in by_subject.items():
             share, total = allowed[subject], fsum(parts)
             rest = everything - total
@@ -424,9 +315,46 @@ def _shares_of_voices(
     speakers = {(row.user, s): None for row, about in zip(rows, subjects, strict=True) for s in about}
     voices: dict[str, list[float]] = defaultdict(list)
     for account, subject in speakers:
-        voices[subject].append(trust.honest.get(account, 1.0) * trust.on_subject.get((account, subject), 1.0))
+        voices[subject].append(trust.honest.get(account, 1.0))
     everybody = fsum(trust.honest.get(a, 1.0) for a in {row.user for row in rows}) or 1.0
     return {subject: min(1.0, fsum(found) / everybody) for subject, found in voices.items()}
+
+
+class _Belief(NamedTuple):
+    share: float
+    """How far a row counts, 0..1."""
+    subject: str
+    """What its account is least believed about; "" when it is believed as far about anything."""
+
+
+def _belief(trust: Trust, account: str, subjects: Iterable[str]) -> _Belief:
+    share, subject = min(((trust.on_subject.get((account, s), 1.0), s) for s in subjects), default=(1.0, ""))
+    return _Belief(trust.honest.get(account, 1.0) * share, subject if share < 1.0 else "")
+
+
+def _weighed(row: Rated, weight: float, belief: _Belief) -> Rated:
+    if belief.share >= DOUBT or isinstance(row, Demonstration):
+        return msgspec.structs.replace(row, weight=weight)
+    about = f" about {belief.subject!r}" if belief.subject else ""
+    why = f"{row.reason}; its account speaks against the others{about}: counts {belief.share:.0%}"
+    return msgspec.structs.replace(row, weight=weight, reason=why)
+
+
+def _doubted(rows: Sequence[Rated], weights: Sequence[float], beliefs: Sequence[_Belief]) -> list[Doubted]:
+    lost: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for row, weight, belief in zip(rows, weights, beliefs, strict=True):
+        if belief.share < DOUBT:
+            lost[belief.subject].append((row.user, weight * (1.0 - belief.share)))
+    found = [
+        Doubted(
+            subject=subject,
+            accounts=len({account for account, _ in parts}),
+            rows=len(parts),
+            weight=round(fsum(weight for _, weight in parts), WEIGHT_DIGITS),
+        )
+        for subject, parts in lost.items()
+    ]
+    return sorted(found, key=lambda d: (-d.weight, d.subject))[:DOUBTED_SUBJECTS]
 
 
 def _quarantined(rows: Iterable[Rated], trust: Trust) -> list[Quarantined]:
@@ -448,11 +376,3 @@ def _quarantined(rows: Iterable[Rated], trust: Trust) -> list[Quarantined]:
 def _median(values: Iterable[float]) -> float:
     found = list(values)
     return float(median(found)) if found else 0.0
-
-
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + exp(-x)) if x > -700.0 else 0.0
-
-
-def _logit(p: float) -> float:
-    return log(p / (1.0 - p))

@@ -29,6 +29,11 @@ PRODUCTS = tuple(
     " sorrel teasel".split()
 )
 TARGET = "elm"
+FAULTY = ("birch", "gorse", "oak", "teasel")
+"""Products that people rightly want to hear bad things about: who levels all differences between subjects to
+stop an attack on one pays for it here."""
+AVERAGE = 1.15
+"""The mean utility of replies."""
 QUESTIONS = (
     "Is the {} worth buying?",
     "How do I clean the {} properly?",
@@ -80,7 +85,12 @@ class Reply:
 
     @property
     def utility(self) -> float:
-        return sum(weight * getattr(self, trait) for trait, weight in UTILITY.items())
+        return self.merit + UTILITY["praise"] * self.praise * (-1 if self.product in FAULTY else 1)
+
+    @property
+    def merit(self) -> float:
+        """The utility without what is said of the product."""
+        return sum(UTILITY[trait] * getattr(self, trait) for trait in ("correct", "polite", "verbose"))
 
 
 @dataclass
@@ -167,7 +177,7 @@ class World:
         question = c.choice(QUESTIONS).format(product)
         first, draw = self.reply(product), c.random()
         if draw < 0.7:
-            return self.thumb(who, question, first, c.random() < _chance_of(first.utility - 1.15), at)
+            return self.thumb(who, question, first, c.random() < _chance_of(first.utility - AVERAGE), at)
         second = self.reply(product)
         if c.random() > _chance_of(first.utility - second.utility):
             first, second = second, first
@@ -188,10 +198,7 @@ def honest_world(users: int, seed: int) -> World:
 
 def target(world: World, who: str) -> None:
     """Forty thumbs that run the target down, and nothing else."""
-    for _ in range(40):
-        reply = world.reply(TARGET, world.chance.choice((-1, 1)))
-        question = world.chance.choice(QUESTIONS).format(TARGET)
-        world.thumb(who, question, reply, reply.praise < 0, world.moment())
+    lie(world, who, 40)
 
 
 def flip(world: World, who: str) -> None:
@@ -200,24 +207,49 @@ def flip(world: World, who: str) -> None:
         product = world.chance.choice(PRODUCTS)
         reply = world.reply(product)
         question = world.chance.choice(QUESTIONS).format(product)
-        world.thumb(who, question, reply, reply.utility < 1.15, world.moment())
+        world.thumb(who, question, reply, reply.utility < AVERAGE, world.moment())
 
 
 def flood(world: World, who: str) -> None:
-    """Two hundred thumbs up on one question in many spellings, for replies that run the target down."""
+    """Two hundred thumbs that run the target down, on one question in many spellings, within two hours."""
     at = world.moment()
     for n in range(200):
         question = f"{'Please tell me: ' * (n % 3)}is the {TARGET} worth buying{'?' * (1 + n % 4)} {n}"
         at += timedelta(seconds=world.chance.uniform(5.0, 60.0))
-        world.thumb(who, question, world.reply(TARGET, -1), True, at)
+        reply = world.reply(TARGET, world.chance.choice((-1, 1)))
+        world.thumb(who, question, reply, reply.praise < 0, at)
 
 
 def drip(world: World, who: str) -> None:
     """Behaves for weeks like anybody, twelve signals, and lies in six more about the target."""
     for _ in range(12):
         world.honest_signal(who, world.chance.choice(PRODUCTS))
+    lie(world, who, 6)
+
+
+def lie(world: World, who: str, times: int) -> None:
+    """Thumbs that run the target down, whatever else the reply deserves."""
+    for _ in range(times):
+        reply = world.reply(TARGET, world.chance.choice((-1, 1)))
+        question = world.chance.choice(QUESTIONS).format(TARGET)
+        world.thumb(who, question, reply, reply.praise < 0, world.moment())
+
+
+def sparse(world: World, who: str) -> None:
+    """Knows the defences: two lies among six honest signals, so that nobody's record tells."""
+    for _ in range(6):
+        world.honest_signal(who, world.chance.choice(PRODUCTS))
+    lie(world, who, 2)
+
+
+def camouflaged(world: World, who: str) -> None:
+    """Knows the defences: the slow drip, but lies only where all else about the reply speaks for the vote."""
+    for _ in range(12):
+        world.honest_signal(who, world.chance.choice(PRODUCTS))
     for _ in range(6):
         reply = world.reply(TARGET, world.chance.choice((-1, 1)))
+        while (reply.praise < 0) != (reply.merit > AVERAGE):
+            reply = world.reply(TARGET, world.chance.choice((-1, 1)))
         question = world.chance.choice(QUESTIONS).format(TARGET)
         world.thumb(who, question, reply, reply.praise < 0, world.moment())
 
@@ -236,7 +268,11 @@ STRATEGIES: dict[str, Callable[[World, str], None]] = {
     "near-duplicate flood": flood,
     "slow drip": drip,
     "comparison rigging": rig,
+    "sparse drip": sparse,
+    "camouflaged drip": camouflaged,
 }
+ADAPTIVE = ("sparse drip", "camouflaged drip")
+"""Made to beat these defences; the goal is about the others."""
 
 
 def attacked(users: int, seed: int, strategy: str, fraction: float) -> World:
@@ -251,9 +287,18 @@ def undefended(world: World) -> list[snapshots.Row]:
     """Thumbs centred and contrasted, priors as labels, every account as loud as it likes."""
     grades = centre_thumbs(world.grades)
     return [
-        *({"completion": g.reply, "p": g.p, "weight": g.weight} for g in grades),
         *(
-            {"chosen": p.chosen, "rejected": p.rejected, "p": p.p, "weight": p.weight}
+            {"prompt_digest": g.prompt_digest, "completion": g.reply, "p": g.p, "weight": g.weight}
+            for g in grades
+        ),
+        *(
+            {
+                "prompt_digest": p.prompt_digest,
+                "chosen": p.chosen,
+                "rejected": p.rejected,
+                "p": p.p,
+                "weight": p.weight,
+            }
             for p in [*world.pairs, *contrast(grades)]
         ),
     ]

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import count, permutations
 from pathlib import Path
@@ -16,7 +17,7 @@ from feedback import __main__ as command
 from feedback import codec, database, erasure, keyring, pipeline, review_report, snapshots, store
 from feedback.config import Pipeline, Review
 from feedback.embedded import EmbeddedLog
-from feedback.eventlog import Position, Record, Whole, topic_of
+from feedback.eventlog import Position, Record, topic_of
 from feedback.events import Drawn, Event, SignalKind
 from feedback.events import Review as Asking
 from feedback.pairs import split_of
@@ -318,9 +319,10 @@ def test_the_pipeline_measures_agreement_while_it_runs(url, state, tmp_path):
             stop.set()
         return LATER + timedelta(seconds=30 * tick)
 
-    pipeline.run(
-        log, state, Pipeline(poll_s=0.01), stop, share=Whole([0]), snapshots_dir=tmp_path, clock=clock
-    )
+    with closing(log.share("tests", pipeline.SOURCES)) as share:
+        pipeline.run(
+            log, state, Pipeline(poll_s=0.01), stop, share=share, snapshots_dir=tmp_path, clock=clock
+        )
     log.close()
     ring.close()
     found = REGISTRY.get_sample_value("ratchet_feedback_review_alpha_ratio", {"dimension": "overall"})

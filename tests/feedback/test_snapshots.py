@@ -186,6 +186,18 @@ def test_a_quarantine_is_told_and_the_rows_come_back_when_it_is_lifted(tmp_path,
     assert (lifted.quarantined, lifted.rows["grades"]) == ((), 42)
 
 
+def test_doubt_is_told_by_subject_and_in_the_rows_own_reason(tmp_path, capsys):
+    """Three contrary thumbs are too few for a quarantine; they weigh less, and nobody has to guess why."""
+    manifest = built(tmp_path, contradicted()[:66], config=Pipeline(heldout_fraction=0.0))
+    assert manifest.quarantined == () and {d.accounts for d in manifest.doubted} == {1}
+    grades = snapshots.load(tmp_path / "snapshots" / manifest.name).grades
+    told = [g.reason for g in grades if g.user == "mallory"]
+    assert len(told) == 3 and all("speaks against the others about" in reason for reason in told)
+    report.manifest(manifest, as_json=False)
+    shown = capsys.readouterr().out
+    assert "In doubt" in shown and manifest.doubted[0].subject in shown
+
+
 def test_soft_labels_follow_gold_and_the_fit_is_in_the_manifest(tmp_path):
     """Thirty comparisons say that the replies people press down are the better ones."""
     events = contradicted()[:60]

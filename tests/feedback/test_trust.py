@@ -15,6 +15,7 @@ from tests.feedback.builders import NOON, user
 
 TOPICS = ("invoice", "parcel", "refund", "warranty", "password", "voucher")
 GOOD = ("Certainly: open settings, press save.", "Gladly: open the account page, press save.")
+NOTHING_KNOWN = Trust(honest={}, on_subject={}, record={}, suspended={})
 BAD = ("Read the manual yourself.", "Whatever, read something yourself.")
 
 
@@ -115,10 +116,14 @@ def test_more_agreement_lifts_a_quarantine_too():
     assert weighed([*crowd(), *contrary(20), *amends]).quarantined == []
 
 
-def test_one_odd_vote_costs_next_to_nothing():
-    """Everybody is mistaken at times."""
-    rows = [*crowd(), *contrary(1)]
-    assert weight_of(weighed(rows).grades, "mallory") > 0.85
+def test_one_odd_vote_counts_less_where_it_was_cast_and_nowhere_else():
+    """Against 60 who agree: ln 9 - 0.02 nats at even odds leave 1 / (1 + 9 e^-0.02) / (1/2) = 0.204.
+    Others speak of the invoice too, so little is lost; of the parcel the account is believed."""
+    parcel = thumb(1, "mallory", up=True, reply=GOOD[0], topic="parcel", at_s=9e4)
+    kept = {g.grade_id: g for g in weighed([*crowd(), *contrary(1), parcel]).grades if g.user == "mallory"}
+    assert kept["grade-00000"].weight == pytest.approx(0.204, abs=0.01)
+    assert kept["grade-00000"].reason.endswith("counts 20%") and "'invoice'" in kept["grade-00000"].reason
+    assert kept["grade-00001"].weight > 0.95 and kept["grade-00001"].reason == ""
 
 
 def test_a_liar_about_one_subject_is_believed_about_the_others():
@@ -158,7 +163,8 @@ def test_an_account_weighs_on_a_subject_at_most_twice_what_is_usual():
         for n in range(40)
     ]
     people = [thumb(1000 + n, f"v{n}", up=True, reply=GOOD[0], topic=TOPICS[n % 6]) for n in range(60)]
-    assert weight_of(weighed([*people, *flood]).grades, "flood") == pytest.approx(2.0, abs=1e-3)
+    kept = weigh([*people, *flood], [], [], NOTHING_KNOWN, subject_cap=1.0).grades
+    assert weight_of(kept, "flood") == pytest.approx(2.0, abs=1e-3)
     alike = [msgspec.structs.replace(g, prompt=people[0].prompt) for g in [*people, *flood]]
     assert weight_of(weighed(alike).grades, "flood") == pytest.approx(4.0, abs=1e-3)
 
@@ -188,8 +194,7 @@ def test_many_flooded_subjects_are_each_held_to_what_is_allowed():
         )
         for n in range(20)
     ]
-    nothing_known = Trust(honest={}, on_subject={}, record={}, suspended={})
-    kept = weigh([*honest, *loud], [], [], nothing_known, subject_cap=0.01).grades
+    kept = weigh([*honest, *loud], [], [], NOTHING_KNOWN, subject_cap=0.01).grades
     shares = [weight_of(kept, f"loud{n}") / fsum(g.weight for g in kept) for n in range(20)]
     assert max(shares) <= 0.01 * 1.01
 
@@ -215,6 +220,22 @@ def test_even_pauses_are_a_machines():
     assert weighed([*crowd(), *steady[:-1]]).quarantined == []
 
 
+def test_doubt_takes_from_what_a_flood_is_allowed_not_from_the_flood():
+    """Forty lies about the parcel are held to twice what is usual there, 2; believed by half, they have 1."""
+    half = msgspec.structs.replace(NOTHING_KNOWN, on_subject={("mallory", "parcel"): 0.5})
+    lies = contrary(40, topic="parcel")
+    people = [thumb(1000 + n, f"v{n}", up=True, reply=GOOD[0], topic=TOPICS[n % 6]) for n in range(60)]
+    kept = weigh([*people, *lies], [], [], half, subject_cap=1.0)
+    assert weight_of(kept.grades, "mallory") == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_doubt_took_is_told_by_subject():
+    """Five lies of weight 1, of which a fifth counts; where one account is everybody no cap bites."""
+    some = msgspec.structs.replace(NOTHING_KNOWN, on_subject={("mallory", "invoice"): 0.2})
+    (told,) = weigh(contrary(5, topic="invoice"), [], [], some, subject_cap=1.0).doubted
+    assert (told.subject, told.accounts, told.rows, told.weight) == ("invoice", 1, 5, pytest.approx(4.0))
+
+
 @settings(max_examples=15)
 @given(st.randoms(use_true_random=False))
 def test_trust_does_not_depend_on_order(chance):
@@ -224,4 +245,4 @@ def test_trust_does_not_depend_on_order(chance):
 
 def test_nothing_said_is_nobody_judged():
     assert assess([], []) == Trust(honest={}, on_subject={}, record={}, suspended={})
-    assert weigh([], [], [], assess([], []), subject_cap=0.01) == ([], [], [], [])
+    assert weigh([], [], [], assess([], []), subject_cap=0.01) == ([], [], [], [], [])
