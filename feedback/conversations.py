@@ -2,7 +2,7 @@
 
 Two keys name what was asked. The *prompt digest* covers every message and names a prompt state: replies under
 one digest can be compared. The *thread* leaves system messages out, because products put dates and user data
-there: it finds the place in the dialogue at which a reply was served.
+there, and looks at words alone: it finds the place in the dialogue at which a reply was served.
 """
 
 import re
@@ -26,7 +26,7 @@ from feedback.events import (
     TurnRecorded,
     TurnStatus,
 )
-from feedback.text import canonical, content_text, is_text_only, plain
+from feedback.text import canonical, content_text, is_text_only, plain, remembered, said
 
 _INSTRUCTIONS = ("system", "developer")
 _DATED = re.compile(
@@ -187,22 +187,33 @@ def prompt_digest(messages: Iterable[Message]) -> str:
 
 
 class _Read(msgspec.Struct, frozen=True, gc=False):
-    """One message, looked at once. `wording` is what a change of meaning changes."""
+    """One message, looked at once."""
 
     role: str
     text: str
     text_only: bool
     wording: bytes
+    """Changes with anything but whitespace and markdown."""
+    words: bytes
+    """Changes with the words alone."""
 
 
 def _read(message: Message) -> _Read:
     role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
     text, text_only = content_text(message), is_text_only(message)
     if text_only:
-        wording = f"{role}\x1f{plain(text)}\x1e".encode("utf-8", "surrogatepass")
+        wording, words = _hashed(role, text)
     else:
-        wording = canonical({**message, "role": role}) + b"\x1e"
-    return _Read(role, text, text_only, wording)
+        words = wording = canonical({**message, "role": role}) + b"\x1e"
+    return _Read(role, text, text_only, wording, words)
+
+
+@remembered(8192)
+def _hashed(role: str, text: str) -> tuple[bytes, bytes]:
+    """The bytes that stand for a message of text: its wording, and its words alone."""
+    forms = plain(text), " ".join(said(text)) or plain(text)
+    wording, words = (f"{role}\x1f{form}\x1e".encode("utf-8", "surrogatepass") for form in forms)
+    return wording, words
 
 
 def _digest(messages: Iterable[_Read]) -> str:
@@ -220,7 +231,7 @@ def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
         if message.role != "system":
             comparable = message.text_only and bool(message.text.strip())
             spoken.append(Spoken(message.role, message.text, digest.hexdigest(), comparable))
-            digest.update(message.wording)
+            digest.update(message.words)
     return tuple(spoken), digest.hexdigest()
 
 

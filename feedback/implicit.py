@@ -5,34 +5,52 @@ to `reactions`. Precision goes before recall: whatever a client, a network or a 
 without anybody disliking a reply is no signal.
 """
 
-import re
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from datetime import datetime
 from itertools import pairwise
+from typing import NamedTuple
 
+from feedback.alterations import Alteration, Change, Way, alteration
 from feedback.conversations import Conversation, Signal, Spoken, Turn
 from feedback.events import IdentitySource, SignalKind
 from feedback.reactions import reaction
-from feedback.text import distance, plain
+from feedback.text import distance, said
 
 REGENERATION_HORIZON_S = 3600.0
 """The same history asked again later than this is a new visit."""
+OPENING_HORIZON_S = 600.0
+"""So is an opening asked again later than this, where no client names the conversation."""
+AT_ONCE_S = 20.0
+"""Where only a first question is known, whoever asks it again later than this may be somebody else."""
+MAX_COINCIDENCES = 0.05
+"""… or sooner, if so many others are to be expected in that time."""
+VISIT_S = 3600.0
+"""The least time over which it is counted how often a first question is asked."""
 MAX_EDIT_DISTANCE = 0.6
 """A message that shares less with the reply is a summary or somebody else's text, not an edit of it."""
+MAX_STRANGE_DISTANCE = 0.3
+"""So it is from here on where strangers may have been given similar replies."""
 MIN_EDIT_DISTANCE = 0.02
 """An edit that changes less is a signal, but neither a pair nor a demonstration."""
 REWRITING_CLIENT_REPLIES = 3
-"""From so many resent replies on, a client that altered all of them alters them by itself."""
+"""From so many resent replies on, a client that reworded all of them rewords them by itself."""
+REPEATED_WORDS = 3
+"""A client that put these many words into two replies, the same both times, does so by itself."""
+COURTESY_WORDS = 6
+"""So many words say at most that one is glad to help."""
 TYPING_S = 1.0
 """Nobody answers a whole reply sooner: such a request is a program's, for a title or for suggestions."""
+TYPED_CHARS = 40
+"""Nor does anybody type more than this in that time."""
 UNMISTAKABLE_WORDS = 5
 """A reply with so many words is known by its wording, wherever a shortened history puts it."""
 
-_LETTERS = re.compile(r"[^\W_]+")
-_FENCE = re.compile(r"```\w*")
-_LIST_NUMBER = re.compile(r"(?:^|(?<=[.:!?] ))\d{1,2}[.)] ")
-_ELLIPSIS = re.compile(r"\s*[\[(]?\s*\.\.\.\s*[\])]?\s*")
+_SOURCE_WORDS = frozenset("citation citations footnotes further reference references source sources".split())
+_TOOL_WORDS = frozenset(
+    "arguments call called calling function invoked result results tool tools used using".split()
+)
 
 
 def infer(conversation: Conversation, *, retry_window_s: float = 2.0) -> list[Signal]:
@@ -54,10 +72,11 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
     by_question: dict[tuple[str, str], list[Turn]] = defaultdict(list)
     for turn in served.turns:
         if turn.reply or not turn.complete:
-            by_question[turn.question, turn.instructions].append(turn)
+            by_question[served.asked(turn), turn.instructions].append(turn)
     for turns in by_question.values():
         for at, (first, second) in enumerate(pairwise(turns)):
-            if not _asked_again(first, second, retry_window_s) or served.in_two_tabs(first, second):
+            again = _asked_again(first, second, retry_window_s) and served.by_one_person(first, second)
+            if not again or served.in_two_tabs(first, second):
                 continue
             instead = next((t for t in turns[at + 1 :] if t.complete), second)
             yield _inferred(SignalKind.REGENERATION, first, second, other=instead.response_id)
@@ -65,36 +84,33 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
 
 def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
     """Whether one person, having had the first reply, wanted another."""
-    pause_s = (second.started_at - first.ended_at).total_seconds()
+    unnamed_opening = _opens(second) and IdentitySource.EXPLICIT not in (first.identity, second.identity)
+    horizon_s = OPENING_HORIZON_S if unnamed_opening else REGENERATION_HORIZON_S
     return (
         first.complete
-        and retry_window_s <= pause_s <= REGENERATION_HORIZON_S
+        and retry_window_s <= (second.started_at - first.ended_at).total_seconds() <= horizon_s
         and first.user == second.user
-        and not _shared_opening(first, second)
         and first.exposure is None  # of two side by side nobody knows which one did not please
         and first.learn
         and second.learn
     )
 
 
-def _shared_opening(first: Turn, second: Turn) -> bool:
-    """Whether two strangers may be behind it: nothing but a first question tells them apart."""
-    return IdentitySource.HISTORY in (first.identity, second.identity) and not any(
-        spoken.role == "assistant" for spoken in second.dialogue
-    )
+def _opens(turn: Turn) -> bool:
+    return all(spoken.role != "assistant" for spoken in turn.dialogue)
 
 
 def _branches(served: "_Served") -> Iterator[Signal]:
     """Replies whose question was asked differently afterwards. An opening may be a new chat: left out."""
     by_place: dict[tuple[str, str], list[Turn]] = defaultdict(list)
     for turn in served.turns:
-        asked = next((s for s in reversed(turn.dialogue) if s.role == "user"), None)
-        opening = all(s.role != "assistant" for s in turn.dialogue)
-        if asked and turn.reply and turn.complete and not opening and not served.by_a_program(turn):
-            by_place[asked.thread, turn.user].append(turn)
+        if turn.reply and turn.complete and not _opens(turn) and not served.by_a_program(turn):
+            by_place[served.place(turn), turn.user].append(turn)
     for turns in by_place.values():
         for first, second in pairwise(turns):
-            asked_otherwise = first.question != second.question and first.ended_at <= second.started_at
+            asked_otherwise = (
+                served.asked(first) != served.asked(second) and first.ended_at <= second.started_at
+            )
             if asked_otherwise and first.learn and second.learn and not served.lives_on_beside(first, second):
                 yield _inferred(SignalKind.BRANCH, first, second)
 
@@ -117,69 +133,79 @@ def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
             yield _inferred(reaction(question, source.reply, following.text), source, turn)
 
 
+class _Resent(NamedTuple):
+    """A reply as it came back, for the first time in these words, before a user's next message."""
+
+    by: Turn
+    text: str
+    original: Turn
+    alteration: Alteration
+
+
 def _edits(served: "_Served") -> list[Signal]:
-    """Replies that came back in other words. The last wording of each counts.
+    """Replies that a person put right. The last wording of each counts.
 
     People edit the reply before them; a request that alters an older one was put together by a program.
     """
-    altered: dict[tuple[str, str], bool] = {}
-    edits: dict[str, Signal] = {}
-    added: set[str] = set()
+    resent = list(_resent(served))
+    by_strand: dict[str, list[_Resent]] = defaultdict(list)
+    for one in resent:
+        by_strand[served.strand(one.by)].append(one)
+    edits = {
+        one.original.response_id: _inferred(SignalKind.EDIT, one.original, one.by, text=one.text)
+        for strand in by_strand.values()
+        for one in strand
+        if _by_hand(one, strand) and one.by.learn and one.original.learn and one.original.complete
+    }
+    return list(edits.values())
+
+
+def _resent(served: "_Served") -> Iterator[_Resent]:
+    known: set[tuple[str, ...]] = set()
     for turn in served.turns:
-        resent = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
-        for spoken in resent:
-            place = (spoken.thread, plain(spoken.text))
-            if place in altered or not served.before(spoken, turn):
-                continue
-            altered[place] = served.as_resent(spoken, turn) is None
-            newest = spoken is resent[-1]
-            if altered[place] and newest and turn.learn and (edit := _edit(spoken, served, turn)):
-                edits[edit.response_id] = edit
-                if _only_adds(spoken, served, turn):
-                    added.add(edit.response_id)
-    if _rewrites_by_itself(altered.values()):
-        return []
-    one_client = all(turn.identity is not IdentitySource.HISTORY for turn in served.turns)
-    faithful = one_client and not all(altered.values())
-    return [edit for edit in edits.values() if faithful or edit.response_id not in added]
+        older = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
+        newest, original = _newest_reply(turn), served.origin(turn)
+        by_a_program = any(
+            served.reworded(s, turn) for s in older if s is not newest and said(s.text) not in known
+        )
+        if newest and original and not by_a_program and said(newest.text) not in known:
+            yield _Resent(turn, newest.text, original, alteration(original.reply, newest.text))
+        known.update(said(spoken.text) for spoken in older)
 
 
-def _rewrites_by_itself(altered: Collection[bool]) -> bool:
-    """Whether a client altered every one of many replies; a person lets some stand."""
-    return len(altered) >= REWRITING_CLIENT_REPLIES and all(altered)
+def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
+    """Whether no habit of a client explains it, as far as its other requests show its habits."""
+    ways = [other.alteration.way for other in strand]
+    again = Counter(change for other in strand for change in other.alteration.changes)
+    own = [change for change in one.alteration.changes if again[change] == 1 or not _habitual(change)]
+    match one.alteration.way:
+        case Way.REWORDED if any(not change.at_end or change.replaces for change in own):
+            return len(ways) < REWRITING_CLIENT_REPLIES or set(ways) != {Way.REWORDED}
+        case Way.MORE if own:
+            return Way.NONE in ways and not any(_by_a_program(change, one.original) for change in own)
+        case Way.LESS if not any(_is_courtesy(change) for change in own):
+            at_end = any(change.at_end for change in own)
+            whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
+            return bool(whole) and (not at_end or max(whole) >= len(one.text))
+    return False
 
 
-def _edit(spoken: Spoken, served: "_Served", turn: Turn) -> Signal | None:
-    original = served.nearest(spoken, turn)
-    same_words = _letters(original.reply) == _letters(spoken.text)
-    if same_words or not (original.learn and original.complete) or _cut(original.reply, spoken.text):
-        return None
-    if distance(original.reply, spoken.text) > MAX_EDIT_DISTANCE:
-        return None
-    return _inferred(SignalKind.EDIT, original, turn, text=spoken.text)
+def _habitual(change: Change) -> bool:
+    """Whether a client would do it to one reply after another: the same around it, or instead of it."""
+    around = change.at_start or change.at_end
+    return (around or change.replaces) and len(change.old) + len(change.new) >= REPEATED_WORDS
 
 
-def _letters(text: str) -> str:
-    """What a change of meaning changes: no punctuation, no language of a code fence, no numbers of a list."""
-    return "".join(_LETTERS.findall(_LIST_NUMBER.sub("", plain(_FENCE.sub(" ", text))))).casefold()
+def _is_courtesy(change: Change) -> bool:
+    """Whether only a short opening or closing went: programs strip what greets and what offers more."""
+    return (change.at_start or change.at_end) and len(change.old) <= COURTESY_WORDS
 
 
-def _cut(reply: str, resent: str) -> bool:
-    """Whether a client shortened it: pieces joined by an ellipsis, or one that ends in mid-sentence."""
-    whole, left = plain(reply), plain(resent)
-    pieces = _ELLIPSIS.split(left)
-    if any(piece.rstrip(". ") not in whole for piece in pieces):
-        return False
-    before, _, after = whole.partition(left)
-    at_sentences = (
-        left in whole and (not before or before.rstrip()[-1] in ".!?:") and (not after or left[-1] in ".!?:")
-    )
-    return len(pieces) > 1 or not at_sentences
-
-
-def _only_adds(spoken: Spoken, served: "_Served", turn: Turn) -> bool:
-    """Whether all it does is put something under the reply, as footers do."""
-    return _letters(spoken.text).startswith(_letters(served.nearest(spoken, turn).reply))
+def _by_a_program(added: Change, to: Turn) -> bool:
+    """Whether it lists sources, or tells of the tools that were used for the reply."""
+    results = {word for spoken in to.dialogue if spoken.role == "tool" for word in said(spoken.text)}
+    of_tools = results and not (results | _TOOL_WORDS).isdisjoint(added.new)
+    return bool(of_tools) or not _SOURCE_WORDS.isdisjoint(added.new[:2])
 
 
 def _inferred(
@@ -204,68 +230,144 @@ class _Served:
         self.turns = conversation.turns
         self._typing_s = typing_s
         self._by_thread: dict[str, list[Turn]] = defaultdict(list)
-        self._by_wording: dict[tuple[str, str], list[Turn]] = defaultdict(list)
-        self._anywhere: dict[str, list[Turn]] = defaultdict(list)
+        self._by_question: dict[tuple[str, ...], list[Turn]] = defaultdict(list)
+        self._by_words: dict[tuple[str, ...], list[Turn]] = defaultdict(list)
         for turn in conversation.turns:
             if turn.reply:
-                wording = plain(turn.reply)
                 self._by_thread[turn.thread].append(turn)
-                self._by_wording[turn.thread, wording].append(turn)
-                self._anywhere[wording].append(turn)
-        self._resent: dict[str, Turn] = {}
+                self._by_question[_last_said(turn.dialogue)].append(turn)
+                self._by_words[said(turn.reply)].append(turn)
+        self._origin: dict[str, Turn] = {}
+        self._strand: dict[str, str] = {}
+        self._gone_on_with: dict[str, datetime] = {}
         for turn in conversation.turns:
-            newest = _newest_reply(turn)
-            source = newest and self.as_resent(newest, turn)
-            if source:
-                self._resent.setdefault(turn.event_id, source)
-        self._gone_on_with = {
-            source.response_id
-            for turn in conversation.turns
-            if (source := self._resent.get(turn.event_id)) and not self.by_a_program(turn)
-        }
+            self._follow(turn)
 
-    def before(self, place: Spoken, later: Turn) -> list[Turn]:
-        """What had been served at this place."""
-        return _earlier(self._by_thread.get(place.thread, []), later)
+    def _follow(self, turn: Turn) -> None:
+        """Find out what it goes on from; turns come in order."""
+        origin = self._newest_origin(turn)
+        if origin:
+            self._origin[turn.event_id] = origin
+            if not self.by_a_program(turn):
+                self._gone_on_with.setdefault(origin.response_id, turn.started_at)
+        alone = turn.identity is IdentitySource.HISTORY
+        begun = self._strand[origin.event_id] if origin else turn.event_id
+        self._strand[turn.event_id] = begun if alone else ""
 
-    def nearest(self, place: Spoken, later: Turn) -> Turn:
-        """The reply served at this place that is most like what came back."""
-        return min(self.before(place, later), key=lambda t: (distance(t.reply, place.text), t.event_id))
+    def _newest_origin(self, turn: Turn) -> Turn | None:
+        newest = _newest_reply(turn)
+        if newest is None:
+            return None
+        if same := self._as_resent(newest, turn):
+            return same
+        before = turn.dialogue[: turn.dialogue.index(newest)]
+        candidates = _earlier(self._by_thread.get(newest.thread, []), turn) or _earlier(
+            self._by_question.get(_last_said(before), []), turn
+        )
+        ranked = sorted((distance(c.reply, newest.text), c.event_id, c) for c in candidates if c.reply)
+        strange = turn.identity is not IdentitySource.EXPLICIT and len(ranked) > 1
+        limit = MAX_STRANGE_DISTANCE if strange else MAX_EDIT_DISTANCE
+        cut = [
+            c for _, _, c in ranked if alteration(c.reply, newest.text).way in (Way.NONE, Way.CUT, Way.LESS)
+        ]
+        if cut:
+            return cut[-1]
+        return ranked[0][2] if ranked and ranked[0][0] <= limit else None
 
-    def as_resent(self, spoken: Spoken, later: Turn) -> Turn | None:
-        """The latest turn before `later` that served this wording, at this place if it can be told."""
-        wording = plain(spoken.text)
-        here = _earlier(self._by_wording.get((spoken.thread, wording), []), later)
-        if not here and len(wording.split()) >= UNMISTAKABLE_WORDS:
-            here = _earlier(self._anywhere.get(wording, []), later)
+    def _as_resent(self, spoken: Spoken, later: Turn) -> Turn | None:
+        """The latest turn before `later` that served these words, at this place if it can be told."""
+        words = said(spoken.text)
+        same = _earlier(self._by_words.get(words, []), later)
+        here = [t for t in same if t.thread == spoken.thread]
+        if not here and len(words) >= UNMISTAKABLE_WORDS:
+            here = same
         return here[-1] if here else None
+
+    def origin(self, turn: Turn) -> Turn | None:
+        """The turn that served the newest reply that this one resends, altered or not."""
+        return self._origin.get(turn.event_id)
+
+    def strand(self, turn: Turn) -> str:
+        """Names the turns that one client sent one after another, where nothing else tells clients apart."""
+        return self._strand[turn.event_id]
+
+    def place(self, turn: Turn) -> str:
+        """Names what its question follows: a reply, or else the dialogue before it."""
+        origin = self.origin(turn)
+        asked = _asked_at(turn)
+        if origin and asked is not None:
+            return origin.response_id
+        return turn.dialogue[asked].thread if asked is not None else turn.thread
+
+    def asked(self, turn: Turn) -> str:
+        """Names its question at its place. Tool calls and their results do not change it."""
+        origin = self.origin(turn)
+        return f"{origin.response_id} {' '.join(_last_said(turn.dialogue))}" if origin else turn.question
 
     def source(self, spoken: Spoken, later: Turn) -> Turn | None:
         """The turn that served this reply, although a client may have cut or decorated it since."""
-        if found := self.as_resent(spoken, later):
+        if found := self._as_resent(spoken, later):
             return found
-        here = self.before(spoken, later)
+        if spoken is _newest_reply(later):
+            return self.origin(later)
+        here = _earlier(self._by_thread.get(spoken.thread, []), later)
         return here[-1] if here else None
+
+    def reworded(self, spoken: Spoken, later: Turn) -> bool:
+        """Whether a reply served at this place came back in other words."""
+        here = _earlier(self._by_thread.get(spoken.thread, []), later)
+        return bool(here) and all(alteration(t.reply, spoken.text).way is Way.REWORDED for t in here)
 
     def by_a_program(self, turn: Turn) -> bool:
         """Whether the request came sooner after the reply that it resends than anybody types."""
-        source = self._resent.get(turn.event_id)
-        return source is not None and (turn.started_at - source.ended_at).total_seconds() < self._typing_s
+        origin = self.origin(turn)
+        if origin is None:
+            return False
+        pause_s = (turn.started_at - origin.ended_at).total_seconds()
+        typed = next((s.text for s in reversed(turn.dialogue) if s.role == "user"), "")
+        return pause_s < self._typing_s * max(1.0, len(typed) / TYPED_CHARS)
 
     def in_two_tabs(self, first: Turn, second: Turn) -> bool:
         """Whether the same was asked in two chats. An opening that was gone on with was not asked again."""
+        gone_on = self._gone_on_with.get(first.response_id)
         named = IdentitySource.EXPLICIT in (first.identity, second.identity)
-        opening = all(spoken.role != "assistant" for spoken in second.dialogue)
-        kept = not named and opening and first.response_id in self._gone_on_with
-        return kept or self.lives_on_beside(first, second)
+        if gone_on and (gone_on <= second.started_at or (_opens(second) and not named)):
+            return True
+        return self.lives_on_beside(first, second)
+
+    def by_one_person(self, first: Turn, second: Turn) -> bool:
+        """Whether no stranger can be behind the second; only a first question tells strangers apart.
+
+        Where nobody is named, whoever drops a reply and asks the same at once is taken for one person if the
+        question is so rare that chance would hardly bring two at that time.
+        """
+        if IdentitySource.HISTORY not in (first.identity, second.identity) or not _opens(second):
+            return True
+        pause_s = (second.started_at - first.ended_at).total_seconds()
+        openings = sum(_opens(turn) for turn in self.turns) - 1
+        span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
+        dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
+        return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
 
     def lives_on_beside(self, first: Turn, second: Turn) -> bool:
         """Whether both replies were gone on with, as in two tabs: neither took the other's place."""
-        return {first.response_id, second.response_id} <= self._gone_on_with
+        return self._gone_on_with.keys() >= {first.response_id, second.response_id}
 
 
 def _newest_reply(turn: Turn) -> Spoken | None:
-    return next((s for s in reversed(turn.dialogue) if s.role == "assistant" and s.comparable), None)
+    """The last reply that it resends, if a user's message follows."""
+    asked = _asked_at(turn)
+    before = turn.dialogue[: asked or 0]
+    return next((s for s in reversed(before) if s.role == "assistant" and s.comparable), None)
+
+
+def _asked_at(turn: Turn) -> int | None:
+    return next((n for n in range(len(turn.dialogue) - 1, -1, -1) if turn.dialogue[n].role == "user"), None)
+
+
+def _last_said(dialogue: Collection[Spoken]) -> tuple[str, ...]:
+    """The words of the last user's message."""
+    return next((said(s.text) for s in reversed(tuple(dialogue)) if s.role == "user"), ())
 
 
 def _earlier(turns: list[Turn], later: Turn) -> list[Turn]:

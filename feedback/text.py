@@ -1,5 +1,6 @@
 """What counts as the same text: plain wording, word distance, near-duplicate keys. Knows nothing of turns."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable
@@ -29,6 +30,35 @@ _STOP_WORDS = frozenset(
 _MAX_WORDS = 4000
 _REMEMBERED_CHARS = 4000
 """Longest texts that are worth a place in a cache: 8192 such entries hold some 60 MB."""
+
+_THOUGHT = re.compile(
+    r"<(?P<tag>think|thinking|thought|reasoning)\b[^>]*>.*?</(?P=tag)>"
+    r"|<details\b[^>]*>.*?</details>"
+    r"|\A(?:(?!<think).)*?</(?:think|thinking|thought|reasoning)>",
+    re.DOTALL | re.IGNORECASE,
+)
+_TAG = re.compile(r"</?[a-z][\w-]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_ADDRESS = re.compile(r"\(?\b(?:https?://|www\.)[^\s<>()]+\)?")
+_CITATION = re.compile(r"\[\^?\d{1,3}\](?::\s)?")
+_SMALL_FIGURE = re.compile(r"【[^】]{1,40}】|[⁰¹²³⁴-⁹₀-₉]")
+_FENCE_LANGUAGE = re.compile(r"(```|~~~)[\w+-]*")
+_LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)](?=\s)", re.MULTILINE)
+_EMOJI_NAME = re.compile(r"(?<!\w):[a-z][a-z_]+:(?!\w)")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff\u0300-\u036f]")
+_THOUSANDS = re.compile(r"(?<=\d)[.,' ](?=\d{3}(?!\d))")
+_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_CHANGED_ON_THE_WAY = (
+    ("</", _THOUGHT, " "),
+    ("](", _LINK, r"\1"),
+    ("http", _ADDRESS, " "),
+    ("www.", _ADDRESS, " "),
+    ("<", _TAG, " "),
+    ("[", _CITATION, " "),
+    ("```", _FENCE_LANGUAGE, " "),
+    ("~~~", _FENCE_LANGUAGE, " "),
+    (":", _EMOJI_NAME, " "),
+)
+"""What to look for first, what then goes, and what stays in its place."""
 _json = msgspec.json.Encoder(order="deterministic")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,6 +117,25 @@ def plain(text: str) -> str:
     if "](" in text:
         text = _LINK.sub(r"\1", text)
     return " ".join(_MARKUP.sub("", _LINE_MARKER.sub("", text)).split())
+
+
+@remembered(8192)
+def said(text: str) -> tuple[str, ...]:
+    """Its words, without anything that programs change on the way: the same before and after any of them.
+
+    Besides what `plain` takes away, so go punctuation, case, accents, HTML (escaped or not), thinking, web
+    addresses, citation and list numbers, emoji and the grouping of figures.
+    """
+    if "&" in text:
+        text = html.unescape(text)
+    for hint, gone, left in _CHANGED_ON_THE_WAY:
+        if hint in text:
+            text = gone.sub(left, text)
+    if not text.isascii():
+        text = _SMALL_FIGURE.sub(" ", text)
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text).replace("\u2019", "'"))
+    text = _THOUSANDS.sub("", _LIST_NUMBER.sub(" ", text))
+    return tuple(_ALPHANUMERIC.findall(_APOSTROPHE.sub("", text).casefold()))
 
 
 def distance(a: str, b: str) -> float:

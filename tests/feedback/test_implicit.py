@@ -87,6 +87,49 @@ def test_the_retry_window_can_be_set():
     assert [s.kind for s in infer(quick, retry_window_s=0.1)] == [SignalKind.REGENERATION]
 
 
+def test_who_drops_a_first_reply_and_asks_again_at_once_is_one_person_though_nobody_is_named():
+    """A first question that is asked once an hour does not bring two strangers within ten seconds."""
+    unnamed = {"identity": IdentitySource.HISTORY, "who": "acme"}
+    again = turn("r2", QUESTION, "Call us.", at=12, **unnamed)
+    on = turn("r3", [user(QUESTION), assistant("Call us."), user("When?")], "Now.", at=40, **unnamed)
+    assert ("regeneration", "r1") in kinds(turn("r1", QUESTION, REPLY, **unnamed), again, on)
+
+
+def test_a_first_question_that_many_ask_is_somebody_elses():
+    """A button of the product: with 90 openings an hour a quarter of all pauses of 10 s see another one."""
+    unnamed = {"identity": IdentitySource.HISTORY, "who": "acme"}
+    others = [turn(f"b{n}", QUESTION, f"Reply {n}.", at=100 + 40 * n, **unnamed) for n in range(90)]
+    again = turn("r2", QUESTION, "Call us.", at=12, **unnamed)
+    on = turn("r3", [user(QUESTION), assistant("Call us."), user("When?")], "Now.", at=40, **unnamed)
+    found = kinds(turn("r1", QUESTION, REPLY, **unnamed), again, on, *others)
+    assert "regeneration" not in [kind for kind, _ in found]
+
+
+def test_a_reply_gone_on_with_before_was_not_disliked():
+    """Somebody went back to it in another tab."""
+    named = {"identity": IdentitySource.EXPLICIT}
+    on = follow_up("Great.", **named)
+    assert "regeneration" not in [
+        k
+        for k, _ in kinds(
+            turn("r1", QUESTION, REPLY, **named), on, turn("r3", QUESTION, "No.", at=90, **named)
+        )
+    ]
+
+
+def test_a_shortened_history_still_shows_a_regeneration():
+    """The client sends the last messages only, so that the places in the dialogue have other names."""
+    opened = [user("Hello!"), assistant("Hello, how can I help you today?")]
+    asked = [*opened, user(QUESTION), assistant(REPLY), user("What if no mail comes?")]
+    events = [
+        turn("r0", "Hello!", "Hello, how can I help you today?"),
+        turn("r1", [*opened, user(QUESTION)], REPLY, at=20),
+        turn("r2", asked, "Wait.", at=40),
+        turn("r3", asked[2:], "Check the spam.", at=60),
+    ]
+    assert ("regeneration", "r2") in kinds(*events)
+
+
 # --- edits
 
 
@@ -183,6 +226,52 @@ def test_a_client_that_alters_every_reply_edits_none():
         events.append(turn(f"r{n}", history, reply, at=30 * n))
         history = [*history, assistant(reply + " Sent from my shop."), user(f"Question {n + 1} is here?")]
     assert "edit" not in [kind for kind, _ in kinds(*events)]
+
+
+LONGER = (
+    "Your name stands on the page of your profile, below the picture. Press the pencil beside it to edit."
+)
+
+
+def chat(*resent: str):
+    """Each reply as it came back, one after another; the last one is the edit in question."""
+    served = [REPLY, LONGER, REPLY.replace("mail", "message")][: len(resent)]
+    history, events = [user("Question 0 is here?")], []
+    for n, (reply, came_back) in enumerate(zip(served, resent, strict=True)):
+        events.append(turn(f"r{n}", history, reply, at=30 * n))
+        history = [*history, assistant(came_back), user(f"Question {n + 1} is here?")]
+    return [*events, turn("last", history, "Bye.", at=300)]
+
+
+def edited(*resent: str) -> list[str]:
+    return [response_id for kind, response_id in kinds(*chat(*resent)) if kind == "edit"]
+
+
+def test_something_put_under_a_reply_counts_where_the_client_puts_nothing_there_itself():
+    """That another reply came back as it was shows that it has no footer."""
+    assert edited(REPLY + " Ask Maria if it fails.") == []
+    assert edited(REPLY, LONGER + " Ask Maria if it fails.") == ["r1"]
+
+
+def test_sentences_left_out_count_where_longer_replies_came_back_whole():
+    """Else it may be a limit of length."""
+    shorter = "Your name stands on the page of your profile, below the picture."
+    assert edited(REPLY[:51], shorter) == []
+    assert edited(REPLY, shorter) == ["r1"]
+
+
+def test_sources_listed_under_a_reply_are_a_programs():
+    assert edited(REPLY, LONGER + "\n\nSources: handbook, page 4") == []
+
+
+def test_an_edit_is_seen_although_the_client_adds_its_footer():
+    """What two replies have in common is the client's, what is left is the person's."""
+    footer = "\n\nSent from my shop."
+    assert edited(REPLY + footer, LONGER.replace("picture", "photograph") + footer) == ["r1"]
+
+
+def test_html_is_not_a_persons_doing():
+    assert edited(REPLY.replace(". ", ".<br>\n"), LONGER.replace(",", "&#44;")) == []
 
 
 # --- reactions
@@ -308,6 +397,13 @@ def test_a_program_that_asks_for_a_title_reacts_to_nothing():
     errand = turn("r2", [user(QUESTION), assistant(REPLY), user("Name this chat")], "Password", at=1.4)
     said = turn("r3", [user(QUESTION), assistant(REPLY), user("That's wrong.")], "Sorry.", at=40)
     assert kinds(FIRST, errand, said) == [("correction", "r1")]
+
+
+def test_nobody_types_two_hundred_characters_in_two_seconds():
+    """A program's errand, a little slower than others."""
+    errand = "Suggest three questions that the user might ask next. " * 4
+    typed = turn("r2", [user(QUESTION), assistant(REPLY), user(errand)], "[]", at=3)
+    assert kinds(FIRST, typed) == []
 
 
 def test_two_tabs_that_both_go_on_are_no_regeneration():

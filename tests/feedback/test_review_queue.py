@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import count, permutations
 from pathlib import Path
@@ -318,7 +319,10 @@ def test_the_pipeline_measures_agreement_while_it_runs(url, state, tmp_path):
             stop.set()
         return LATER + timedelta(seconds=30 * tick)
 
-    pipeline.run(log, state, Pipeline(poll_s=0.01), stop, snapshots_dir=tmp_path, clock=clock)
+    with closing(log.share("tests", pipeline.SOURCES)) as share:
+        pipeline.run(
+            log, state, Pipeline(poll_s=0.01), stop, share=share, snapshots_dir=tmp_path, clock=clock
+        )
     log.close()
     ring.close()
     found = REGISTRY.get_sample_value("ratchet_feedback_review_alpha_ratio", {"dimension": "overall"})

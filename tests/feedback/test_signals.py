@@ -32,7 +32,7 @@ def missed(*case: object) -> object:
         missed(SignalKind.EDIT, 0.98),
         missed(SignalKind.REGENERATION, 0.98),
         missed(SignalKind.REPHRASE, 0.9),
-        (SignalKind.CORRECTION, 0.9),
+        missed(SignalKind.CORRECTION, 0.9),
     ],
 )
 def test_what_is_inferred_is_what_people_did(counts, kind, goal):

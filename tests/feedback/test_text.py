@@ -2,7 +2,7 @@
 
 import pytest
 
-from feedback.text import content_words, distance, near_duplicate_key, overlap, plain, remembered
+from feedback.text import content_words, distance, near_duplicate_key, overlap, plain, remembered, said
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,18 @@ def test_short_texts_are_worked_out_once_and_long_ones_are_not_kept():
 
     assert [length(text) for text in ("abc", "abc", "x" * 5000, "x" * 5000)] == [3, 3, 5000, 5000]
     assert asked == [3, 5000, 5000]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It's **1,500** kronor",
+        "its 1500 Kronor.",
+        "<p>It&#39;s&nbsp;1&nbsp;500 kronor</p>",
+        "<think>Sweden.</think>It\u2019s 1.500 kronor [1] \U0001f600",
+        "1. It's 1'500 kronor (https://example.org/fee)",
+    ],
+)
+def test_words_survive_what_programs_do_to_a_text(text):
+    """Or a client that escapes HTML would look like a person who edits every reply."""
+    assert said(text) == ("its", "1500", "kronor")
