@@ -197,6 +197,7 @@ def test_an_item_without_a_score_counts_as_an_average_one():
     assert review.sizes([None, None], 0.25) == [0.25, 0.25]
 
 
+@pytest.mark.slow
 def test_disagreement_is_asked_about_more_often():
     """Half of the pairs have size 0.25, half size 1: four fifths of the first hundred draws."""
     pool = [(made(n), float(n % 2)) for n in range(2000)]

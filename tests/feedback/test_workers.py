@@ -142,7 +142,8 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=20)
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(events=st.permutations(EVENTS), again=st.lists(st.sampled_from(EVENTS)), shares=SHARES, schedule=STEPS)
 def test_any_order_share_and_death_gives_what_one_worker_makes(alone, events, again, shares, schedule):
     """Duplicated, reordered, read twice, killed before the commit: the same rows, each once."""
