@@ -64,7 +64,7 @@ reward_lr = 8e-3
 reward_batch_prompts = 16
 reward_epochs = 3
 reward_pooling = "mean"
-policy_steps = 11
+policy_steps = 12
 epochs = 1
 minibatches = 4
 policy_lr = 4e-3
@@ -133,7 +133,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=460.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=420.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")
