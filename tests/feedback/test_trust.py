@@ -236,7 +236,8 @@ def test_what_doubt_took_is_told_by_subject():
     assert (told.subject, told.accounts, told.rows, told.weight) == ("invoice", 1, 5, pytest.approx(4.0))
 
 
-@settings(max_examples=15)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(st.randoms(use_true_random=False))
 def test_trust_does_not_depend_on_order(chance):
     rows = [*crowd(20), *contrary(12)]

@@ -51,7 +51,7 @@ def updated(trunk: Trunk, samples: list[Sample], ppo: PPO) -> list[Tensor]:
     return [p.detach().clone() for p in actor.policy_parameters()]
 
 
-@pytest.mark.parametrize("token_budget", [1, 40, 100])
+@pytest.mark.parametrize("token_budget", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))])
 def test_micro_batches_do_not_change_the_step(
     fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], token_budget: int
 ) -> None:

@@ -4,10 +4,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from feedback import database, erasure, store
 from feedback.events import Drawn
 from feedback.privacy import pseudonym
 from tests.serving.conftest import AT, NO, QUESTION, SECRET, YES, Desk, rivals
+
+pytestmark = pytest.mark.slow  # a gateway for each
 
 READING_S = 0.25
 """Two words at ten a second, and a little more."""
