@@ -50,6 +50,11 @@ class Written(msgspec.Struct, frozen=True):
         return self.envelope.type
 
     @property
+    def time(self) -> datetime:
+        """When it happened, as the envelope says."""
+        return self.envelope.time
+
+    @property
     def key_id(self) -> str | None:
         """Of the data key that it is sealed under; None when it is not sealed."""
         return self.envelope.sealkey or None

@@ -55,16 +55,14 @@ def expire(
 
     Raises: StateUnavailable, LogUnavailable, SnapshotError; run it again then.
     """
+    cutoffs = {topic: now - timedelta(days=days) for topic, days in _days(config).items()}
     gone = Expired(
         snapshots=_from_snapshots(deployment.snapshots_dir, config.snapshots_days, now),
-        events={
-            topic: _from_state(state, topic, now - timedelta(days=days), pipeline.retry_window_s)
-            for topic, days in _days(config).items()
-        },
+        events=_from_state(state, cutoffs, pipeline.retry_window_s),
         dead_letters=_from_dead_letters(state, config.dead_letters_days, now),
     )
-    for topic, days in _days(config).items():
-        _from_log(deployment, log, state, topic, now - timedelta(days=days))
+    for topic, before in cutoffs.items():
+        _from_log(deployment, log, state, topic, before)
     for kind, number in gone.numbers.items():
         EXPIRED.labels(kind).inc(number)
     return gone
@@ -97,14 +95,23 @@ def _from_snapshots(folder: Path, days: float, now: datetime) -> tuple[str, ...]
         return tuple(snapshots.expire(folder, now - timedelta(days=days), now))
 
 
-def _from_state(state: sa.Engine, topic: Topic, before: datetime, retry_window_s: float) -> int:
+def _from_state(
+    state: sa.Engine, cutoffs: Mapping[Topic, datetime], retry_window_s: float
+) -> dict[Topic, int]:
+    """Returns: how many events of each topic went. One look through the state serves all topics."""
+    number = dict.fromkeys(cutoffs, 0)
     found: dict[str, tuple[str, ...]] = {}
+    if not cutoffs:
+        return number
     with database.reading(state) as tx:
-        for event_id, conversation_id, payload in store.stored_events(tx, before=before):
-            if topic_of_type(codec.read(payload).type) == topic:
+        for event_id, conversation_id, payload in store.stored_events(tx, before=max(cutoffs.values())):
+            written = codec.read(payload)
+            topic = topic_of_type(written.type)
+            if topic in cutoffs and written.time < cutoffs[topic]:
                 found[conversation_id] = (*found.get(conversation_id, ()), event_id)
+                number[topic] += 1
     forgetting.forget_all(state, found, retry_window_s=retry_window_s)
-    return sum(map(len, found.values()))
+    return number
 
 
 def _from_dead_letters(state: sa.Engine, days: float, now: datetime) -> int:
