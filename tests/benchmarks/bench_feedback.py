@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ from feedback.kafka import KafkaLog
 from feedback.recent import Recent
 from feedback.sealing import DataKey
 from tests.benchmarks import stream
-from tests.kafka_broker import Broker, home
+from tests.kafka_broker import home, running
 
 Row = dict[str, object]
 Keys = Mapping[str, DataKey]
@@ -34,6 +35,8 @@ Keys = Mapping[str, DataKey]
 EVENTS = 20_000
 NOW = stream.START.replace(year=2027)
 CONFIG = Pipeline()
+_WRITTEN_TOGETHER = 5000
+"""Fewer than a Kafka log takes before the first is acknowledged."""
 
 
 def rows() -> list[Row]:
@@ -45,13 +48,11 @@ def rows() -> list[Row]:
         if isinstance(broker_home, str):
             print(f"bench-feedback: no Kafka rows: {broker_home}")
             return found
-        broker = Broker(broker_home, Path(folder) / "kafka")
-        broker.start()
-        try:
-            with store.opened(f"sqlite:///{folder}/state-kafka.db") as state:
-                return found + _kafka(broker.servers, state, stream.users_keys(state))
-        finally:
-            broker.kill()
+        with (
+            running(broker_home, Path(folder) / "kafka") as broker,
+            store.opened(f"sqlite:///{folder}/state-kafka.db") as state,
+        ):
+            return found + _kafka(broker.servers, state, stream.users_keys(state))
 
 
 def _stages(keys: Keys) -> list[Row]:
@@ -105,9 +106,10 @@ def _kafka(servers: str, state: sa.Engine, keys: Keys) -> list[Row]:
 
 
 def _write(log: EventLog, keys: Keys) -> None:
-    waiting = [log.append(*entry) for entry in stream.entries(EVENTS, keys)]
-    for future in waiting:
-        future.result(60)
+    entries = stream.entries(EVENTS, keys)
+    while together := list(islice(entries, _WRITTEN_TOGETHER)):
+        for future in [log.append(*entry) for entry in together]:
+            future.result(60)
 
 
 def _folded(log: EventLog, state: sa.Engine) -> tuple[float, float]:
