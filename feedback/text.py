@@ -88,10 +88,11 @@ def is_text_only(message: dict[str, Any]) -> bool:
     return only_text and not extras and message.get("role") in ("system", "developer", "user", "assistant")
 
 
-def remembered(entries: int) -> Callable[[F], F]:
+def remembered(entries: int, longest: int = _REMEMBERED_CHARS) -> Callable[[F], F]:
     """An LRU cache for a function of texts that leaves long ones out: bounded in bytes, not in entries alone.
 
     A conversation resends its texts with every turn, so most are asked for more than once.
+    Args: longest, in characters, of all texts of a call together.
     """
 
     def decorate(function: F) -> F:
@@ -99,7 +100,7 @@ def remembered(entries: int) -> Callable[[F], F]:
 
         @wraps(function)
         def call(*texts: str) -> Any:
-            short = sum(map(len, texts)) <= _REMEMBERED_CHARS
+            short = sum(map(len, texts)) <= longest
             return cached(*texts) if short else function(*texts)
 
         return cast(F, call)
