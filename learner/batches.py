@@ -173,11 +173,13 @@ class Encoder:
 
     def prompt(self, digest: str, messages: Sequence[Message]) -> Prompt:
         """Raises: DataError when the template refuses the messages."""
+        from jinja2 import TemplateError
+
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], add_generation_prompt=True, tokenize=False
             )
-        except (ValueError, TypeError, KeyError) as e:
+        except (TemplateError, ValueError, TypeError, KeyError) as e:
             raise DataError(f"prompt {digest[:12]}: the chat template refuses it: {e}") from e
         return Prompt(digest, tuple(self.tokenizer(text, add_special_tokens=False).input_ids))
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
+from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
 from learner.errors import ModelError
 from learner.losses import token_logprobs
 
@@ -50,6 +51,7 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
+        self.logit_scale = logit_scale(self.causal_lm.config)
         self.softcap: float | None = getattr(self.causal_lm.config, "final_logit_softcapping", None)
 
     @property
@@ -64,7 +66,7 @@ class Trunk:
     @property
     def pad_id(self) -> int:
         pad = self.encoder.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        return 0 if pad is None or pad >= self.lm_head.out_features else int(pad)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[None]:
@@ -121,13 +123,17 @@ class Trunk:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, hidden_BLH. Padding is on the right and attention causal: no mask is needed."""
-        out = self.backbone(input_ids=batch.ids_BL.to(self.device), use_cache=False)
-        hidden_BLH: Tensor = out.last_hidden_state
+        return self.states(batch.ids_BL.to(self.device))
+
+    def states(self, ids_BL: Tensor) -> Tensor:
+        hidden_BLH: Tensor = self.backbone(input_ids=ids_BL, use_cache=False).last_hidden_state
         return hidden_BLH
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""
         logits_NV: Tensor = self.lm_head(hidden_NH).float()
+        if self.logit_scale != 1.0:
+            logits_NV = logits_NV * self.logit_scale
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
 
@@ -263,43 +269,21 @@ def lora_config(rank: int, target_modules: Sequence[str], alpha: float | None = 
 def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) -> Trunk:
     """The base model in `base_dir` with a fresh policy adapter; bfloat16 on a GPU, float32 on a CPU.
 
-    Raises: ModelError naming what the directory lacks.
+    Raises: ModelError naming what is wrong with the directory and what to do.
     """
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar per load would tear our own
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (base_dir / name).is_file():
-            raise ModelError(f"{base_dir} is no base model directory: it has no {name}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_dir, local_files_only=True)
-        base = AutoModelForCausalLM.from_pretrained(base_dir, local_files_only=True, dtype=dtype)
-    except (OSError, ValueError, KeyError) as e:
-        raise ModelError(f"{base_dir} is no base model directory: {e}") from e
-    if tokenizer.chat_template is None:
-        raise ModelError(f"{base_dir}: the tokenizer has no chat template")
+    base, tokenizer = open_base(base_dir, torch.bfloat16 if device.type == "cuda" else torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base, lora_config(rank, linear_modules(base)), adapter_name=Role.POLICY.value)
     model.to(device).eval()
-    return Trunk(model, Encoder(tokenizer, eos_ids(base, tokenizer), max_tokens))
-
-
-def eos_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a reply: the tokenizer's own first, then the generation config's.
-
-    Raises: ModelError when there is none.
-    """
-    configured = causal_lm.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    found = dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None)
-    if not found:
-        raise ModelError("the base model names no end-of-text token: replies would never end")
-    return tuple(int(i) for i in found)
+    trunk = Trunk(model, Encoder(tokenizer, eos_ids(base, tokenizer), context(base.config, max_tokens)))
+    check_forward(trunk.causal_lm, lambda ids_BL: trunk.logits(trunk.states(ids_BL)))
+    return trunk
 
 
 def export_adapter(trunk: Trunk, role: Role, out_dir: Path) -> Path:
