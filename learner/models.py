@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
 from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
+from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
 from learner.losses import token_logprobs
 
@@ -253,6 +254,14 @@ def linear_modules(causal_lm: Any) -> list[str]:
     return found
 
 
+def transformer_layers(causal_lm: Any) -> nn.ModuleList:
+    """Raises: ModelError when the model keeps them elsewhere than all the families that we know."""
+    layers = getattr(causal_lm.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(f"{type(causal_lm).__name__} cannot be sharded: launch without --use_fsdp")
+    return layers
+
+
 def lora_config(rank: int, target_modules: Sequence[str], alpha: float | None = None) -> Any:
     from peft import LoraConfig
 
@@ -274,6 +283,8 @@ def preload() -> None:
 def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) -> Trunk:
     """The base model in `base_dir` with a fresh policy adapter; bfloat16 on a GPU, float32 on a CPU.
 
+    Adapters are float32 on both. Where the launch asked for it, the base weights are sharded over the ranks.
+
     Raises: ModelError naming what is wrong with the directory and what to do.
     """
     from peft import get_peft_model
@@ -285,6 +296,8 @@ def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base, lora_config(rank, linear_modules(base)), adapter_name=Role.POLICY.value)
+    if shards_asked_for():
+        shard_layers(transformer_layers(base))
     model.to(device).eval()
     trunk = Trunk(model, Encoder(tokenizer, eos_ids(base, tokenizer), context(base.config, max_tokens)))
     check_forward(trunk.causal_lm, lambda ids_BL: trunk.logits(trunk.states(ids_BL)))
@@ -292,7 +305,11 @@ def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) 
 
 
 def export_adapter(trunk: Trunk, role: Role, out_dir: Path) -> Path:
-    """Writes the adapter's configuration and safetensors to `out_dir`; equal weights give equal bytes."""
+    """Writes the adapter's configuration and safetensors to `out_dir`; equal weights give equal bytes.
+
+    Only the main process writes."""
+    if not is_main():
+        return out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
     save_file(trunk.weights(role), out_dir / "adapter_model.safetensors")
     config = trunk.model.peft_config[role.value].to_dict()
@@ -345,5 +362,6 @@ def base_hash(trunk: Trunk) -> str:
     for name, p in sorted(trunk.model.named_parameters()):
         if "lora_" not in name:
             digest.update(name.encode())
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
