@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from learner.errors import ModelError
+from ops.base_model import attention_kernel
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names under which configurations count a layer's experts."""
@@ -59,7 +60,7 @@ def open_base(base_dir: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             base_dir,
             config=config,
             dtype=dtype,
-            attn_implementation=attention(config),
+            attn_implementation=attention_kernel(config),
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -68,7 +69,7 @@ def open_base(base_dir: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except ModelError as e:
         raise ModelError(f"base model {base_dir} {e}") from e
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise ModelError(f"{base_dir} is no base model directory: {e}") from e
+        raise ModelError(f"base model {base_dir} does not load: {e}") from e
     return model, tokenizer
 
 
@@ -78,7 +79,7 @@ def read_config(base_dir: Path) -> Any:
 
     for name in ("config.json", "tokenizer_config.json"):
         if not (base_dir / name).is_file():
-            raise ModelError(f"is no base model directory: it has no {name}")
+            raise ModelError(f"is no Hugging Face model directory: it has no {name}")
     kind = json.loads((base_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ModelError(
@@ -91,11 +92,6 @@ def read_config(base_dir: Path) -> Any:
         if refused(config):
             raise ModelError(why)
     return config
-
-
-def attention(config: Any) -> str:
-    """The fused kernel, except where scores are soft-capped (Gemma 2): it would leave the cap out unasked."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def check_chat_template(tokenizer: Any) -> None:

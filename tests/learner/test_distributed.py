@@ -53,7 +53,7 @@ def launch(rank: int, port: int, base_dir: Path, out_dir: Path) -> "subprocess.P
     return subprocess.Popen(
         [sys.executable, "-m", "tests.learner.two_ranks", str(base_dir), str(out_dir)],
         env=os.environ
-        | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
         | {name: str(value) for name, value in launched.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
