@@ -61,14 +61,15 @@ def is_main() -> bool:
 def shares(lengths: Sequence[int], token_budget: int) -> list[Share]:
     """This rank's parts of a batch: as many on every rank, each within the budget (one row always fits).
 
-    All ranks' parts of weight 1 together are every row once. Rows of like length lie on different ranks.
+    All ranks' parts of weight 1 together are every row once. Neighbours, which often share a prompt, stay so.
     """
-    return [dealt(group) for group in micro_batches(lengths, token_budget, ranks())]
+    groups = micro_batches(lengths, token_budget, ranks())
+    return [Share(group) if ranks() == 1 else dealt(sorted(group)) for group in groups]
 
 
 def dealt(rows: list[int]) -> Share:
-    """This rank's rows of a batch that has at least one."""
-    own = rows[rank() :: ranks()]
+    """This rank's rows, side by side, of a batch that has at least one."""
+    own = rows[len(rows) * rank() // ranks() : len(rows) * (rank() + 1) // ranks()]
     return Share(own) if own else Share(rows[:1], 0.0)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.advantages import conservative
-from learner.batches import GradeRow, PairRow, RewardData, Sample, collate, prompt_weights
+from learner.batches import GradeRow, PairRow, RewardData, Sample, prompt_weights
 from learner.distributed import add_up_gradients, is_main, shares, total
 from learner.errors import DataError, ModelError
 from learner.losses import grade_loss, preference_loss
@@ -108,8 +108,7 @@ class RewardModel:
         """Raw scores_BK with gradient; the reward adapter must be acting. Equal samples are computed once."""
         unique = list(dict.fromkeys(samples))
         place = {sample: i for i, sample in enumerate(unique)}
-        batch = collate(unique, self.trunk.pad_id)
-        pooled_UH = pooled_states(self.trunk.hidden(batch), batch, self.heads.pooling)
+        pooled_UH = pooled_states(*self.trunk.hidden(unique), self.heads.pooling)
         scores_UK: Tensor = self.heads(pooled_UH)
         return scores_UK[[place[s] for s in samples]]
 

@@ -26,8 +26,8 @@ QUICK = ("gemma2", "phi3")
 
 
 def samples() -> list[Sample]:
-    """Three of different length, longer than the sliding windows; one prompt is a single token."""
-    shapes = ((9, 4), (1, 2), (3, 12))
+    """Different lengths, longer than the sliding windows; a prompt is a single token, three share another."""
+    shapes = ((9, 4), (1, 2), (3, 12), (9, 6), (9, 5))
     return [Sample(Prompt(str(p), tuple(range(20, 20 + p))), tuple(range(60, 60 + r))) for p, r in shapes]
 
 
