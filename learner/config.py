@@ -4,7 +4,6 @@ from typing import Literal
 
 import msgspec
 
-
 Method = Literal["ppo", "rloo", "dpo", "kto", "sft", "best_of_n"]
 """How the policy is trained (docs/methods.md)."""
 
@@ -102,7 +101,7 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.method == "rloo" and self.samples_per_prompt < 2:
             raise ValueError("rloo compares replies to one prompt: samples_per_prompt must be 2 or more")
         if self.method == "kto" and self.fit_batch_rows < 2:
-            raise ValueError("kto estimates a KL from the other rows of a batch: fit_batch_rows must be 2 or more")
+            raise ValueError("kto compares rows of a batch: fit_batch_rows must be 2 or more")
 
 
 class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

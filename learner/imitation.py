@@ -82,9 +82,7 @@ def shuffled(rows: int, settings: Settings, epoch: int) -> list[list[int]]:
     return [order[i : i + settings.batch_rows] for i in range(0, rows, settings.batch_rows)]
 
 
-def imitate(
-    actor: Actor, optimizer: torch.optim.Adam, batch: Sequence[Target], token_budget: int
-) -> float:
+def imitate(actor: Actor, optimizer: torch.optim.Adam, batch: Sequence[Target], token_budget: int) -> float:
     """One optimizer step on weighted cross-entropy under one denominator for the whole batch.
 
         L = −Σ_i w_i·Σ_t log π(y_it) / Σ_i w_i·|y_i|

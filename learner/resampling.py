@@ -19,13 +19,15 @@ def systematic(masses: Sequence[float], draws: int, seed: int) -> list[int]:
     first = torch.rand(1, generator=generator, dtype=torch.float64)
     upto = torch.floor(draws * mass.cumsum(0) / mass.sum() + first).long()
     upto[mass.nonzero()[-1, 0] :] = draws  # whatever rounding made of the last one
-    drawn = torch.repeat_interleave(torch.arange(len(masses)), torch.diff(upto, prepend=torch.zeros(1).long()))
+    drawn = torch.repeat_interleave(
+        torch.arange(len(masses)), torch.diff(upto, prepend=torch.zeros(1).long())
+    )
     return [int(i) for i in drawn[torch.randperm(len(drawn), generator=generator)]]
 
 
 def halves(p: Sequence[float], weights: Sequence[float]) -> list[float]:
     """Masses of the two hard rows that each soft one is: label true w·p at 2i, label false w·(1 − p) at 2i + 1.
 
-        −w·[p·ℓ(Δ) + (1 − p)·ℓ(−Δ)]  =  w·p copies of ℓ(Δ)  and  w·(1 − p) copies of ℓ(−Δ)
+    −w·[p·ℓ(Δ) + (1 − p)·ℓ(−Δ)]  =  w·p copies of ℓ(Δ)  and  w·(1 − p) copies of ℓ(−Δ)
     """
     return [mass for q, w in zip(p, weights, strict=True) for mass in (w * q, w * (1.0 - q))]

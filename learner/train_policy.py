@@ -348,8 +348,11 @@ def sampler_kl(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor) -> float:
 
 def final_scores(experience: Experience, ppo: PPO) -> Tensor:
     """scores_B less the penalty for replies that did not end by themselves."""
-    cut = [s.finish == "length" for s in experience.samples]
-    return experience.scores_B - ppo.missing_eos_penalty * experience.scores_B.new_tensor(cut)
+    return less_missing_ends(experience.scores_B, experience.samples, ppo.missing_eos_penalty)
+
+
+def less_missing_ends(scores_B: Tensor, samples: Sequence[Sample], penalty: float) -> Tensor:
+    return scores_B - penalty * scores_B.new_tensor([s.finish == "length" for s in samples])
 
 
 def centred_scores(experience: Experience, ppo: PPO) -> Tensor:
@@ -373,9 +376,7 @@ def aim_without_critic(experience: Experience, ppo: PPO, beta: float) -> Targets
     """Leave-one-out advantages of whole replies, KL inside, of scale 1 over the batch; importance weights."""
     e = experience
     prompts = [s.prompt for s in e.samples]
-    advantages_BT = rloo_advantages(
-        final_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta, prompts
-    )
+    advantages_BT = rloo_advantages(final_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta, prompts)
     weights_BT = importance_weights(e.old_BT, e.sampler_BT, e.mask_BT)
     return Targets(scaled(advantages_BT, e.mask_BT), None, weights_BT)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from learner.batches import GradeRow, PairRow, Sample, prompt_weights
-from learner.errors import GuardError, MissingData, MissingExtra
+from learner.errors import GuardError, MissingExtra
 from learner.imitation import FitMetrics
 from learner.models import Role, Trunk
 from learner.resampling import halves, systematic
@@ -41,18 +41,18 @@ class Settings:
 def require_trl() -> None:
     """Raises: MissingExtra."""
     if importlib.util.find_spec("trl") is None or importlib.util.find_spec("datasets") is None:
-        raise MissingExtra('DPO and KTO are trained by TRL, which is not installed: pip install "ratchet[trl]"')
+        raise MissingExtra(
+            'DPO and KTO are trained by TRL, which is not installed: pip install "ratchet[trl]"'
+        )
 
 
 def dpo(trunk: Trunk, pairs: Sequence[PairRow], settings: Settings, observe: Observe) -> None:
     """Trains the policy adapter on pairs. Its implicit reward is β·(log π − log π_root).
 
-    Raises: MissingData without a pair that prefers one side; MissingExtra; GuardError.
+    At least one of them must prefer a reply (`preferring`). Raises: MissingExtra; GuardError.
     """
     require_trl()
     weights = prompt_weights(pairs)
-    if not any(w > 0 and row.p != 0.5 for row, w in zip(pairs, weights, strict=True)):
-        raise MissingData("dpo learns from pairs, and no training pair prefers one of its replies")
     drawn = systematic(halves([row.p for row in pairs], weights), draws(len(pairs), settings), settings.seed)
     rows = [_pair_columns(pairs[i // 2], turned=bool(i % 2)) for i in drawn]
     with lent(trunk) as model:
@@ -61,21 +61,21 @@ def dpo(trunk: Trunk, pairs: Sequence[PairRow], settings: Settings, observe: Obs
         longest = max(max(row.chosen.length, row.rejected.length) for row in pairs)
         with TemporaryDirectory() as scratch:
             args = DPOConfig(**arguments(settings, 2 * longest, len(rows), Path(scratch)))
-            _train(DPOTrainer, args, model, trunk, rows, {"prompt": "a", "chosen": "b", "rejected": "c"}, observe)
+            _train(
+                DPOTrainer, args, model, trunk, rows, {"prompt": "a", "chosen": "b", "rejected": "c"}, observe
+            )
 
 
 def kto(trunk: Trunk, grades: Sequence[GradeRow], settings: Settings, observe: Observe) -> None:
     """Trains the policy adapter on unpaired grades; good and bad ones weigh the same in all.
 
-    Raises: MissingData unless there are good and bad ones; MissingExtra; GuardError.
+    There must be some of each (`good_and_bad`). Raises: MissingExtra; GuardError.
     """
     require_trl()
     weights = prompt_weights(grades)
-    good = sum(w > 0 and row.p > 0.5 for row, w in zip(grades, weights, strict=True))
-    bad = sum(w > 0 and row.p < 0.5 for row, w in zip(grades, weights, strict=True))
-    if not (good and bad):
-        raise MissingData(f"kto learns from good and bad grades (thumbs); there are {good} good and {bad} bad ones")
-    drawn = systematic(halves([row.p for row in grades], weights), draws(len(grades), settings), settings.seed)
+    drawn = systematic(
+        halves([row.p for row in grades], weights), draws(len(grades), settings), settings.seed
+    )
     liked = sum(i % 2 == 0 for i in drawn)
     rows = [_grade_columns(grades[i // 2].reply, label=i % 2 == 0) for i in drawn]
     with lent(trunk) as model:
@@ -91,6 +91,17 @@ def kto(trunk: Trunk, grades: Sequence[GradeRow], settings: Settings, observe: O
             mismatched(rows, args.per_device_train_batch_size)
             sample = {"prompt": "a", "completion": "b", "label": True}
             _train(KTOTrainer, args, model, trunk, rows, sample, observe)
+
+
+def preferring(pairs: Sequence[PairRow]) -> int:
+    """How many pairs say anything about which reply is better."""
+    return sum(row.weight > 0 and row.p != 0.5 for row in pairs)
+
+
+def good_and_bad(grades: Sequence[GradeRow]) -> tuple[int, int]:
+    """How many grades of weight are on either side of ½."""
+    said = [row.p for row in grades if row.weight > 0]
+    return sum(p > 0.5 for p in said), sum(p < 0.5 for p in said)
 
 
 def draws(rows: int, settings: Settings) -> int:

@@ -77,7 +77,12 @@ def test_the_rloo_step_is_plain_reinforce(trunk: Trunk, prompts: list[Prompt]) -
     experience = gather(actor, draw(trunk, prompts), low_tokens, rloo)
     wanted = torch.autograd.grad(plain_reinforce(actor, experience.samples, 0.3), actor.policy_parameters())
     optimise(
-        actor, start(actor, rloo).optimizer, experience, aim_without_critic(experience, rloo, 0.3), rloo, seed=0
+        actor,
+        start(actor, rloo).optimizer,
+        experience,
+        aim_without_critic(experience, rloo, 0.3),
+        rloo,
+        seed=0,
     )
     found = [p.grad for p in actor.policy_parameters()]
     size = max(float(g.abs().max()) for g in wanted)
