@@ -64,8 +64,8 @@ class Task:
 def train(task: Task) -> str:
     """Trains the policy by the configured method. Returns: why it ended before its last step, or nothing.
 
-    ppo, rloo, sft and best_of_n go on from the last checkpoint, dpo and kto begin again; on a CPU all end with
-    the very weights of a run that was never stopped.
+    ppo, rloo, sft and best_of_n go on from the last checkpoint, dpo and kto begin again; on a CPU all end
+    with the very weights of a run that was never stopped.
     Raises: MissingData, MissingExtra, GuardError, SamplingError, CheckpointError.
     """
     return METHODS[task.learner.method](task)

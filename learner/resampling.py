@@ -26,7 +26,7 @@ def systematic(masses: Sequence[float], draws: int, seed: int) -> list[int]:
 
 
 def halves(p: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Masses of the two hard rows that each soft one is: label true w·p at 2i, label false w·(1 − p) at 2i + 1.
+    """Masses of the two hard rows that each soft one is: w·p as it stands at 2i, w·(1 − p) turned at 2i + 1.
 
     −w·[p·ℓ(Δ) + (1 − p)·ℓ(−Δ)]  =  w·p copies of ℓ(Δ)  and  w·(1 − p) copies of ℓ(−Δ)
     """

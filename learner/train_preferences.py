@@ -38,12 +38,11 @@ class Settings:
     seed: int = 0
 
 
-def require_trl() -> None:
+def require_trl(packages: Sequence[str] = ("trl", "datasets")) -> None:
     """Raises: MissingExtra."""
-    if importlib.util.find_spec("trl") is None or importlib.util.find_spec("datasets") is None:
-        raise MissingExtra(
-            'DPO and KTO are trained by TRL, which is not installed: pip install "ratchet[trl]"'
-        )
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f'dpo and kto need {missing[0]}, not installed: pip install "ratchet[trl]"')
 
 
 def dpo(trunk: Trunk, pairs: Sequence[PairRow], settings: Settings, observe: Observe) -> None:
@@ -53,7 +52,8 @@ def dpo(trunk: Trunk, pairs: Sequence[PairRow], settings: Settings, observe: Obs
     """
     require_trl()
     weights = prompt_weights(pairs)
-    drawn = systematic(halves([row.p for row in pairs], weights), draws(len(pairs), settings), settings.seed)
+    masses = halves([row.p for row in pairs], weights)
+    drawn = systematic(masses, draws(len(pairs), settings), settings.seed)
     rows = [_pair_columns(pairs[i // 2], turned=bool(i % 2)) for i in drawn]
     with lent(trunk) as model:
         from trl import DPOConfig, DPOTrainer
@@ -61,9 +61,8 @@ def dpo(trunk: Trunk, pairs: Sequence[PairRow], settings: Settings, observe: Obs
         longest = max(max(row.chosen.length, row.rejected.length) for row in pairs)
         with TemporaryDirectory() as scratch:
             args = DPOConfig(**arguments(settings, 2 * longest, len(rows), Path(scratch)))
-            _train(
-                DPOTrainer, args, model, trunk, rows, {"prompt": "a", "chosen": "b", "rejected": "c"}, observe
-            )
+            sample = {"prompt": "a", "chosen": "b", "rejected": "c"}
+            _train(DPOTrainer, args, model, trunk, rows, sample, observe)
 
 
 def kto(trunk: Trunk, grades: Sequence[GradeRow], settings: Settings, observe: Observe) -> None:
@@ -73,9 +72,8 @@ def kto(trunk: Trunk, grades: Sequence[GradeRow], settings: Settings, observe: O
     """
     require_trl()
     weights = prompt_weights(grades)
-    drawn = systematic(
-        halves([row.p for row in grades], weights), draws(len(grades), settings), settings.seed
-    )
+    masses = halves([row.p for row in grades], weights)
+    drawn = systematic(masses, draws(len(grades), settings), settings.seed)
     liked = sum(i % 2 == 0 for i in drawn)
     rows = [_grade_columns(grades[i // 2].reply, label=i % 2 == 0) for i in drawn]
     with lent(trunk) as model:
@@ -205,7 +203,7 @@ def _train(
     sample: dict[str, Any],
     observe: Observe,
 ) -> None:
-    """`sample` is a row of text for TRL to tokenise when it starts; the rows themselves are token ids already."""
+    """`sample` is a row of text for TRL to tokenise when it starts; `rows` are token ids already."""
     import huggingface_hub.constants
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
@@ -228,7 +226,7 @@ def _train(
 def _observer(args: Any, observe: Observe) -> Any:
     from transformers import TrainerCallback
 
-    class Observer(TrainerCallback):
+    class Observer(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 observe(metrics(logs, state.global_step - 1), state.max_steps)
@@ -249,8 +247,9 @@ def _observer(args: Any, observe: Observe) -> Any:
 
 def _pair_columns(row: PairRow, *, turned: bool) -> dict[str, Any]:
     chosen, rejected = (row.rejected, row.chosen) if turned else (row.chosen, row.rejected)
+    shorter = min(row.chosen.prompt.ids, row.rejected.prompt.ids, key=len)  # a longer reply cuts more of it
     return {
-        "prompt_ids": list(row.chosen.prompt.ids),
+        "prompt_ids": list(shorter),
         "chosen_ids": list(chosen.ids),
         "rejected_ids": list(rejected.ids),
     }

@@ -58,12 +58,12 @@ STAGE = Gauge("ratchet_learner_stage", "Stages that the running turn has finishe
 STEP = Gauge("ratchet_learner_policy_steps", "Policy steps done in the running turn")
 REWARD = Gauge(
     "ratchet_learner_reward_mean",
-    "Mean reward of the last PPO or RLOO step, deviations of the root reference",
+    "Mean reward of the last PPO step, deviations of the root reference",
 )
 KL_ROOT = Gauge("ratchet_learner_kl_root_nats", "KL to the root reference per reply, last PPO step")
 LOSS = Gauge(
     "ratchet_learner_policy_loss_nats",
-    "Loss of the last step where the policy is fitted to data (not PPO, RLOO)",
+    "Loss of the last policy step of dpo, kto, sft or best_of_n",
 )
 BETA = Gauge("ratchet_learner_beta_ratio", "KL coefficient, reward deviations per nat")
 CLIPPED = Gauge("ratchet_learner_clip_fraction_ratio", "Share of tokens without gradient, last PPO step")
@@ -382,10 +382,9 @@ def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     s = bench.setting
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
     bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
+    # refuse now, not after the training
+    methods.require(s.learner.method, material(bench.loaded, bench.encoder, s.learner))
     prompts_of(bench.loaded, bench.encoder, "heldout", s.learner.max_prompt_tokens)
-    methods.require(
-        s.learner.method, material(bench.loaded, bench.encoder, s.learner)
-    )  # now, not after training
     return {"snapshot": manifest.name}
 
 
@@ -465,7 +464,7 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
 
 
 def material(snapshot: Snapshot, encoder: Encoder, learner: Learner) -> Material:
-    """What the snapshot offers every method, as token ids. Raises: DataError without a short enough prompt."""
+    """What the snapshot offers every method, as token ids. Raises: DataError without a short prompt."""
     return Material(
         prompts=prompts_of(snapshot, encoder, "train", learner.max_prompt_tokens),
         data=reward_data(snapshot, encoder),

@@ -1,7 +1,7 @@
 """Single stages by hand: a reward model from a file of pairs, a policy from a reward model."""
 
-import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from feedback import snapshots
 from learner import methods, pair_files, train_reward
@@ -43,7 +43,6 @@ def reward_from_pairs(setting: Setting, pairs: Path, out_dir: Path) -> RewardRep
 def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_dir: Path) -> Path:
     """A policy from the base model by the configured method, sampling in memory.
 
-    Beside the adapter's files, `out_dir` gets `metrics.jsonl`; no checkpoint is taken up or left there.
     Returns: the adapter's folder. Raises: ModelError, SnapshotError, DataError, MissingExtra, GuardError.
     """
     learner = setting.learner
@@ -54,19 +53,20 @@ def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_di
     def watch(metrics: methods.Metrics, steps: int) -> None:
         setting.progress("policy", metrics.step + 1, steps, methods.figures(metrics))
 
-    task = methods.Task(
-        actor=LanguageActor(trunk, learner.temperature),
-        sampler=LocalSampler(trunk),
-        scorer=reward,
-        material=material(loaded, trunk.encoder, learner),
-        learner=learner,
-        seed=learner.seed,
-        fingerprint=setting.fingerprint,
-        folder=out_dir,
-        watch=watch,
-    )
-    methods.require(learner.method, task.material)
-    shutil.rmtree(task.checkpoints, ignore_errors=True)
-    methods.train(task)
-    shutil.rmtree(task.checkpoints, ignore_errors=True)
+    found = material(loaded, trunk.encoder, learner)
+    methods.require(learner.method, found)
+    with TemporaryDirectory() as folder:
+        methods.train(
+            methods.Task(
+                actor=LanguageActor(trunk, learner.temperature),
+                sampler=LocalSampler(trunk),
+                scorer=reward,
+                material=found,
+                learner=learner,
+                seed=learner.seed,
+                fingerprint=setting.fingerprint,
+                folder=Path(folder),
+                watch=watch,
+            )
+        )
     return export_adapter(trunk, Role.POLICY, out_dir)

@@ -1,4 +1,4 @@
-"""PPO and RLOO against a problem solved exactly: every reply enumerable, so the best policy is known in closed form.
+"""PPO and RLOO against a problem solved exactly: all replies enumerable, the optimum known in closed form.
 
 J(π) = E_π[r] − β·KL(π‖π_ref) has the maximum J* = β·log Σ π_ref·exp(r/β) at π* ∝ π_ref·exp(r/β). Sampling,
 rewards, GAE and updates are the learner's own; only the three-token policy and its sampler are this file's.

@@ -68,7 +68,7 @@ def test_micro_batches_do_not_change_the_step(
 
 
 def test_the_rloo_step_is_plain_reinforce(trunk: Trunk, prompts: list[Prompt]) -> None:
-    """Before the first step the gradient is Σ A·∇log π(reply), reply by reply, with A from loops over floats."""
+    """Its gradient is Σ A·∇log π(reply), reply by reply, with A from loops over floats."""
     rloo = replace(SMALL, advantages="rloo", epochs=1, minibatches=1, max_grad_norm=1e9)
     with torch.no_grad():  # a policy that is not the reference, so that the KL counts
         for p in trunk.parameters(Role.POLICY):
@@ -76,14 +76,8 @@ def test_the_rloo_step_is_plain_reinforce(trunk: Trunk, prompts: list[Prompt]) -
     actor = LanguageActor(trunk)
     experience = gather(actor, draw(trunk, prompts), low_tokens, rloo)
     wanted = torch.autograd.grad(plain_reinforce(actor, experience.samples, 0.3), actor.policy_parameters())
-    optimise(
-        actor,
-        start(actor, rloo).optimizer,
-        experience,
-        aim_without_critic(experience, rloo, 0.3),
-        rloo,
-        seed=0,
-    )
+    targets = aim_without_critic(experience, rloo, 0.3)
+    optimise(actor, start(actor, rloo).optimizer, experience, targets, rloo, seed=0)
     found = [p.grad for p in actor.policy_parameters()]
     size = max(float(g.abs().max()) for g in wanted)
     assert size > 1e-3
