@@ -123,7 +123,7 @@ class Killed(BaseException):
 def test_a_stopped_run_ends_with_the_very_weights_of_a_whole_one(
     fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], tmp_path: Path, method: Method
 ) -> None:
-    """Killed after its second step and started again in a new process, as it were."""
+    """Killed in its third step and started again in a new process, as it were; KTO begins anew."""
 
     def kill(metrics: methods.Metrics, steps: int) -> None:
         if metrics.step == 2:
@@ -132,7 +132,10 @@ def test_a_stopped_run_ends_with_the_very_weights_of_a_whole_one(
     first, second, whole = fresh_trunk(), fresh_trunk(), fresh_trunk()
     with pytest.raises(Killed):
         methods.train(replace(task(first, prompts, tmp_path / "a", method), watch=kill))
-    methods.train(task(second, prompts, tmp_path / "a", method))
+    taken: list[int] = []
+    again = task(second, prompts, tmp_path / "a", method)
+    methods.train(replace(again, watch=lambda metrics, steps: taken.append(metrics.step)))
+    assert taken[0] == (0 if method == "kto" else 2)
     methods.train(task(whole, prompts, tmp_path / "b", method))
     found, wanted = second.weights(Role.POLICY), whole.weights(Role.POLICY)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
