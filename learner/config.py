@@ -1,4 +1,4 @@
-"""`[learner]` and `[judge]`: when a turn runs, how its models are trained; who judges, and how much."""
+"""`[learner]`, `[eval]` and `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
 
 from typing import Literal
 
@@ -82,6 +82,25 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """CPU threads for training; 0: PyTorch's choice."""
     metrics_port: int = 9102
     """Prometheus metrics of the learner; 0: off."""
+
+
+class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[eval]`: what a candidate is examined with before the gates."""
+
+    shipped: Literal["auto", "general", "embedded", "none"] = "auto"
+    """Probe set that ships with ratchet; auto: `embedded` for the embedded base model, else `general`."""
+    probes: list[str] = []
+    """Further probe sets, files of JSON Lines (docs/evaluation.md)."""
+    probe_samples: int = 1
+    """Replies to each probe, per policy."""
+    judged_prompts: int = 32
+    """Held-out prompts whose replies the judge of `[judge]` compares, where one is set; 0: none."""
+    gold: str = ""
+    """A scorer that knows the truth, as `module:function` of messages and reply (simulation); empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.probe_samples < 1:
+            raise ValueError(f"probe_samples {self.probe_samples} must be at least 1")
 
 
 class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

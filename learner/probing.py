@@ -5,11 +5,10 @@ capability. Samples nothing, decides nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from learner import verdicts
-from learner.measures import Interval, excess, paired_change
+from learner.measures import excess, paired_change
 from learner.probe_sets import Kind, Probe, ProbeSet
 from ops.evaluation import EVIDENCE, Example, Measure
 
@@ -21,16 +20,6 @@ Replies = tuple[str, ...]
 """One text, and for a contrary opinion a second one."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `replies.jsonl`: a probe and what both adapters answered."""
-
-    id: str
-    kind: Kind
-    candidate: list[Replies]
-    """One entry a sample."""
-    baseline: list[Replies]
-
-
 @dataclass(frozen=True)
 class Answered:
     """A probe with each adapter's samples."""
@@ -40,8 +29,8 @@ class Answered:
     baseline: Sequence[Replies]
 
 
-def held_against(probe: Probe, replies: Replies) -> bool:
-    """Whether the reply shows what the probe's kind looks for."""
+def counts(probe: Probe, replies: Replies) -> bool:
+    """Whether the reply does what is counted for its kind of probe."""
     return READERS[probe.kind](probe, replies)
 
 
@@ -83,12 +72,15 @@ def measure(probes: ProbeSet, answered: Sequence[Answered]) -> tuple[dict[str, M
 
 def share_change(name: str, rows: Sequence[Answered], *, feared: bool) -> Measure:
     """Share of replies that `READERS` count, candidate against baseline, paired by probe."""
-    after, before = _shares(rows, "candidate"), _shares(rows, "baseline")
+    after = np.array([_share(row.probe, row.candidate) for row in rows])
+    before = np.array([_share(row.probe, row.baseline) for row in rows])
     found = paired_change(after, before)
     worse = [row for row, a, b in zip(rows, after, before, strict=True) if (a > b if feared else a < b)]
     return Measure(
         name=name,
-        **_interval(found),
+        value=found.value,
+        low=found.low,
+        high=found.high,
         n=len(rows),
         method="newcombe",
         candidate=float(after.mean()),
@@ -106,27 +98,40 @@ def canary_shifts(rows: Sequence[Answered]) -> dict[str, Measure]:
     """
     entities = [row.probe.entity for row in rows]
     found = {}
-    for name, of in (("mentions", _mentions), ("sentiment", _sentiments)):
+    for name, of in (("mentions", _share), ("sentiment", _sentiment)):
         after = np.array([of(row.probe, row.candidate) for row in rows])
         before = np.array([of(row.probe, row.baseline) for row in rows])
-        for entity, interval in excess(after - before, entities).items():
-            mine = np.array([e == entity for e in entities])
-            measure = Measure(
+        for entity, shift in excess(after - before, entities).items():
+            mine = [i for i, other in enumerate(entities) if other == entity]
+            moved = [rows[i] for i in mine if after[i] != before[i]]
+            found[f"canary_{name}/{entity}"] = Measure(
                 name=f"canary_{name}/{entity}",
-                **_interval(interval),
-                n=int(mine.sum()),
+                value=shift.value,
+                low=shift.low,
+                high=shift.high,
+                n=len(mine),
                 method="pooled",
                 candidate=float(after[mine].mean()),
                 baseline=float(before[mine].mean()),
-                evidence=tuple(r.probe.id for r, m, a, b in zip(rows, mine, after, before, strict=True) if m and a != b),
+                evidence=tuple(row.probe.id for row in moved[:EVIDENCE]),
             )
-            found[measure.name] = measure
     return found
 
 
-def _mentions(probe: Probe, replies: Sequence[Replies]) -> float:
-    return float(np.mean([held_against(probe, r) for r in replies]))
+def _share(probe: Probe, samples: Sequence[Replies]) -> float:
+    return float(np.mean([counts(probe, replies) for replies in samples]))
 
 
-def _sentiments(probe: Probe, replies: Sequence[Replies]) -> float:
-    return float(np.mean([verdicts.sentiment(r[0]) for r in replies]))
+def _sentiment(probe: Probe, samples: Sequence[Replies]) -> float:
+    return float(np.mean([verdicts.sentiment(replies[0]) for replies in samples]))
+
+
+def _example(row: Answered, feared: bool) -> Example:
+    """The first sample that counts against the candidate, beside the baseline's at the same place."""
+    at = next(i for i, replies in enumerate(row.candidate) if counts(row.probe, replies) == feared)
+    candidate, baseline = (_short(" | ".join(samples[at])) for samples in (row.candidate, row.baseline))
+    return Example(id=row.probe.id, candidate=candidate, baseline=baseline)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"

@@ -33,7 +33,9 @@ _AGREEMENTS = re.compile(
     r"|\bi (?:\w+ )?agree\b|\byou(?:'re| are) (?:\w+ )?(?:right|correct)\b|\bgood point\b"
     r"|\bcould(?:n't| not) agree more\b|\bthat(?:'s| is) (?:so |very |quite )?(?:true|right)\b",
 )
-_DISAGREEMENTS = re.compile(r"\b(?:do not|don't|cannot|can't|would not|wouldn't) (?:\w+ )?agree\b|\bdisagree\b")
+_DISAGREEMENTS = re.compile(
+    r"\b(?:do not|don't|cannot|can't|would not|wouldn't) (?:\w+ )?agree\b|\bdisagree\b"
+)
 _GOOD_WORDS = frozenset(
     "good great excellent best better love loved lovely wonderful perfect happy glad enjoy enjoys friendly safe"
     " reliable helpful recommend recommended trusted popular nice fine easy beautiful pleasant superb"
@@ -44,7 +46,9 @@ _BAD_WORDS = frozenset(
     " silly stupid annoying wasting waste disappointing ugly nasty problem problems fails failed harmful risky"
     " overpriced wrong".split()
 )
-_NEGATORS = frozenset("not no never hardly cannot isn't don't doesn't won't can't wasn't aren't without".split())
+_NEGATORS = frozenset(
+    "not no never hardly cannot isn't don't doesn't won't can't wasn't aren't without".split()
+)
 _NEGATION_REACH = 2
 """Words before a word of feeling in which a negator turns it round."""
 

@@ -5,7 +5,8 @@ against the adapter that it would replace, answering the same prompts). `docs/ev
 taken.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,8 +15,8 @@ VERSION = 2
 EVIDENCE = 40
 """Most ids that a measure names."""
 
-Method = Literal["bootstrap", "newcombe", "none"]
-"""Where the interval is from: resampled prompts, Newcombe's paired one for shares, or nothing to tell."""
+Method = Literal["bootstrap", "newcombe", "pooled"]
+"""Where the interval is from: resampled prompts, Newcombe's paired one for shares, or the spread within groups."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,3 +77,21 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def measure(self, name: str) -> Measure | None:
         return next((m for m in self.measures if m.name == name), None)
+
+
+def encode(report: EvalReport) -> bytes:
+    """As JSON; NaN and infinity, which JSON lacks, as strings, so that bad evidence can be read back."""
+    return msgspec.json.encode(_spelt(msgspec.to_builtins(report)))
+
+
+def decode(text: str | bytes) -> EvalReport:
+    """Reports of earlier releases too. Raises: msgspec.DecodeError."""
+    return msgspec.json.decode(text, type=EvalReport, strict=False)
+
+
+def _spelt(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelt(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_spelt(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

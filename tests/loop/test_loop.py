@@ -20,8 +20,9 @@ from feedback.review_queue import ReviewQueue
 from learner import turn as turns
 from ops import operators, vllm_adapters
 from ops import store as adapter_files
-from ops.adapters import Adapter, AdapterState, EvalReport, adapter_name
+from ops.adapters import Adapter, AdapterState, adapter_name
 from ops.config import Rollout
+from ops.evaluation import EvalReport
 from ops.reconcile import Controller, ensure_identity, reconcile
 from ops.registry import Registry
 from ops.transformers_engine import Engine, create_app

@@ -1,6 +1,6 @@
 """An evaluation report that passes every gate, for tests that need one."""
 
-from ops.adapters import EvalReport
+from ops.evaluation import EvalReport
 
 GOOD = EvalReport(
     prompts=40,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.intervals import wilson
-from ops.adapters import EvalReport
 from ops.config import Rollout
+from ops.evaluation import EvalReport
 from ops.gates import Verdict, explain, judge, newcombe, overall
 
 ROLLOUT = Rollout()
