@@ -61,7 +61,9 @@ def measure_table(report: EvalReport) -> Table:
     for name in ("candidate", "baseline", "change or level", "95 % interval", "n"):
         table.add_column(name, justify="right")
     gain = f"[{report.reward_gain_low:+.3f}, {report.reward_gain_high:+.3f}]"
-    table.add_row("reward gain (deviations)", "", "", f"{report.reward_gain:+.3f}", Text(gain), str(report.prompts))
+    table.add_row(
+        "reward gain (deviations)", "", "", f"{report.reward_gain:+.3f}", Text(gain), str(report.prompts)
+    )
     kl = (f"{report.kl_root_nats:.2f}", f"{report.kl_root_nats**0.5:.2f}")
     table.add_row("KL to the root (nats; root of it)", kl[0], "", kl[1], "", str(report.prompts))
     for m in report.measures:

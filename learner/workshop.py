@@ -66,7 +66,12 @@ def evaluate_again(setting: Setting, run_id: str | None, now: datetime) -> str:
             if adapter.state is AdapterState.REGISTERED:
                 reason = f"evaluated again, probes {report.probes or 'none'}"
                 adapters.note(
-                    adapter.name, revision=adapter.revision, by="learner", reason=reason, at=now, report=report
+                    adapter.name,
+                    revision=adapter.revision,
+                    by="learner",
+                    reason=reason,
+                    at=now,
+                    report=report,
                 )
     return run.run_id
 
