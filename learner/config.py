@@ -1,4 +1,4 @@
-"""`[learner]`, `[eval]` and `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
+"""`[learner]`, `[eval]`, `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
 
 from typing import Literal
 

@@ -4,45 +4,35 @@ held-out prompts and to probes, scored, judged and read by rules.
 Measures only: `ops.gates` decides.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
 
-from feedback.events import Message
 from learner import win_rates
 from learner.batches import Encoder, Prompt, Sample, Scorer, response_mask
-from learner.errors import JudgeError
-from learner.examination import Examination
-from learner.measures import Floats, Interval, clustered_bootstrap, paired_change
+from learner.heldout import (
+    Drawn,
+    Plan,
+    form_measures,
+    gold_measures,
+    judge_measures,
+    lengths,
+    share_well_formed,
+    table,
+    tokens,
+    win_measures,
+)
+from learner.measures import Floats, clustered_bootstrap
 from learner.models import LanguageActor, Role
 from learner.probe_sets import Kind, Probe, ProbeSet, messages
 from learner.probing import Answered, Replies, counts, measure
 from learner.sampling import Sampler
 from learner.train_policy import forward_all
 from learner.train_reward import RewardReport
-from ops.evaluation import VERSION, EvalReport, Measure
-
-REPEATED_WORDS, REPEATED_TIMES = 4, 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    prompts: Sequence[Prompt]
-    samples_per_prompt: int
-    temperature: float
-    max_tokens: int
-    token_budget: int
-    seed: int
-    max_prompt_tokens: int = 512
-    """Probes whose prompt is longer are left out."""
-    examination: Examination = Examination()
-    conversations: Mapping[str, Sequence[Message]] = field(default_factory=dict)
-    """By digest, what was said before the reply: for judge and gold, who read words."""
+from ops.evaluation import VERSION, EvalReport
 
 
 class ProbeLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,16 +63,6 @@ class Evaluation:
     lines: list[ProbeLine | PromptLine]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One adapter's replies: to the held-out prompts, and to the probes' prompts."""
-
-    heldout: list[Sample]
-    probes: list[Sample]
-    texts: list[str]
-    """Of the held-out replies."""
-
-
 def evaluate(
     actor: LanguageActor,
     sampler: Sampler,
@@ -101,23 +81,22 @@ def evaluate(
     encoder = actor.trunk.encoder
     asked = askable(plan.examination.probes, encoder, plan.max_prompt_tokens)
     after, before = (draw(sampler, encoder, role, plan, asked) for role in (Role.POLICY, baseline))
-    rewards_PS, before_PS = (_table(scorer(d.heldout).double().cpu().numpy(), plan) for d in (after, before))
+    rewards_PS, before_PS = (table(scorer(d.heldout).double().cpu().numpy(), plan) for d in (after, before))
     digests = [s.prompt.digest for s in after.heldout]
     rng = np.random.default_rng(plan.seed)
     gain = clustered_bootstrap((rewards_PS - before_PS).reshape(-1), digests, rng)
     kl_root = kl_nats(actor, after.heldout, Role.ROOT, plan.token_budget)
-    answered = answers(asked, after, before, encoder, plan.examination.probe_samples)
-    found, missing = measure(plan.examination.probes, answered)
-    if missing and not plan.examination.probes.probes:
-        missing = dict.fromkeys(missing, "no probes: see [eval]")
-    found |= win_measures(
-        "win_rate", win_rates.comparisons(rewards_PS, before_PS), lengths(after, before, plan), rng
-    )
+    wins_PR = win_rates.comparisons(rewards_PS, before_PS)
+    found = win_measures("win_rate", wins_PR, lengths(after, before, plan), rng)
     found |= form_measures(after, before, plan, rng)
-    for part in (judge_measures, gold_measures):
-        more, lacking = part(after, before, plan, rng)
-        found |= more
-        missing |= lacking
+    answered = answers(asked, after, before, encoder, plan.examination.probe_samples)
+    parts = (
+        measure(plan.examination.probes, answered),
+        judge_measures(after, before, plan, rng),
+        gold_measures(after, before, plan, rng),
+    )
+    for part, _ in parts:
+        found |= part
     report = EvalReport(
         prompts=len(plan.prompts),
         samples=len(after.heldout),
@@ -138,7 +117,7 @@ def evaluate(
         version=VERSION,
         probes=plan.examination.probes.name,
         measures=tuple(found.values()),
-        missing=missing,
+        missing={name: reason for _, lacking in parts for name, reason in lacking.items()},
     )
     return Evaluation(
         report, [*probe_lines(answered), *prompt_lines(plan, after, before, rewards_PS, before_PS)]
@@ -164,7 +143,7 @@ def draw(
     encoder: Encoder,
     role: Role,
     plan: Plan,
-    asked: Sequence[tuple[Probe, list[Prompt]]] = (),
+    asked: Sequence[tuple[Probe, list[Prompt]]],
 ) -> Drawn:
     """All the replies of one role, at the temperature that it was trained at."""
     sampler.publish(role)
@@ -197,140 +176,6 @@ def answers(
     return found
 
 
-def _table(values_N: Floats, plan: Plan) -> Floats:
-    """One row a prompt, one column a sample of it."""
-    return values_N.reshape(-1, plan.samples_per_prompt)
-
-
-def lengths(after: Drawn, before: Drawn, plan: Plan) -> Floats:
-    """Differences in tokens, as `win_rates.comparisons` orders them."""
-    return win_rates.differences(*(_table(_tokens(d), plan) for d in (after, before)))
-
-
-def _tokens(drawn: Drawn) -> Floats:
-    return np.array([len(s.ids) for s in drawn.heldout], dtype=np.float64)
-
-
-# measures
-
-
-def win_measures(
-    name: str, wins_PR: Floats, lengths_PR: Floats, rng: np.random.Generator
-) -> dict[str, Measure]:
-    """The win rate as it is and at equal length."""
-    found = {
-        name: win_rates.win_rate(wins_PR, rng),
-        f"{name}_length_controlled": win_rates.length_controlled(wins_PR, lengths_PR, rng),
-    }
-    return {key: _measure(key, interval, len(wins_PR)) for key, interval in found.items()}
-
-
-def _measure(
-    name: str, found: Interval, n: int, candidate: float | None = None, baseline: float | None = None
-) -> Measure:
-    """A measure whose interval is a bootstrap's."""
-    return Measure(
-        name=name,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=n,
-        method="bootstrap",
-        candidate=candidate,
-        baseline=baseline,
-    )
-
-
-FORMS: Mapping[str, Callable[[Sample, str], bool]] = {
-    "empty": lambda sample, text: not text.strip(),
-    "truncated": lambda sample, text: sample.finish != "stop",
-    "repetitive": lambda sample, text: repeats(text),
-    "asks_back": lambda sample, text: text.rstrip().endswith("?"),
-}
-"""By measure, what is counted of held-out replies. Asking back is no fault; asking always is."""
-
-
-def form_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Generator) -> dict[str, Measure]:
-    """Changes of length and of the shares in `FORMS`, prompt by prompt."""
-    tokens, earlier = (_table(_tokens(d), plan).mean(axis=1) for d in (after, before))
-    digests = [prompt.digest for prompt in plan.prompts]
-    change = clustered_bootstrap(tokens - earlier, digests, rng)
-    found = {"tokens": _measure("tokens", change, len(digests), float(tokens.mean()), float(earlier.mean()))}
-    for name, is_so in FORMS.items():
-        share_P, earlier_P = (
-            _table(
-                np.array([is_so(*pair) for pair in zip(d.heldout, d.texts, strict=True)], float), plan
-            ).mean(axis=1)
-            for d in (after, before)
-        )
-        interval = paired_change(share_P, earlier_P)
-        found[name] = Measure(
-            name=name,
-            value=interval.value,
-            low=interval.low,
-            high=interval.high,
-            n=len(digests),
-            method="newcombe",
-            candidate=float(share_P.mean()),
-            baseline=float(earlier_P.mean()),
-        )
-    return found
-
-
-Part = tuple[dict[str, Measure], dict[str, str]]
-"""Measures by name, and what could not be had, with the reason."""
-
-
-def judge_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Generator) -> Part:
-    """Win rates by the arbiter, of each prompt's first replies; a judge out of reach costs the measure only."""
-    if plan.examination.arbiter is None:
-        return {}, {}
-    name, arbiter, n = "judged_win_rate", plan.examination.arbiter, plan.samples_per_prompt
-    asked = [i for i, p in enumerate(plan.prompts) if p.digest in plan.conversations][
-        : plan.examination.judged_prompts
-    ]
-
-    def ask(i: int) -> float | None:
-        digest = plan.prompts[i].digest
-        return arbiter(plan.conversations[digest], after.texts[i * n], before.texts[i * n])
-
-    try:
-        with ThreadPoolExecutor(plan.examination.judged_at_once, thread_name_prefix="arbiter") as pool:
-            said = dict(zip(asked, pool.map(ask, asked), strict=True))
-    except JudgeError as e:
-        return {}, {name: str(e)}
-    wins = {i: p for i, p in said.items() if p is not None}
-    if not wins:
-        return {}, {name: f"the judge had no answer to any of {len(asked)} prompts"}
-    lengths_P1 = (_tokens(after) - _tokens(before))[[i * n for i in wins]][:, None]
-    return win_measures(name, np.array(list(wins.values()))[:, None], lengths_P1, rng), {}
-
-
-def gold_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Generator) -> Part:
-    """The gain in true worth, to be held against the reward model's."""
-    if plan.examination.gold is None:
-        return {}, {}
-    rows = []
-    for sample, text, earlier in zip(after.heldout, after.texts, before.texts, strict=True):
-        said = plan.conversations.get(sample.prompt.digest)
-        worth = (
-            None
-            if said is None
-            else (plan.examination.gold(said, text), plan.examination.gold(said, earlier))
-        )
-        if worth is not None and worth[0] is not None and worth[1] is not None:
-            rows.append((sample.prompt.digest, worth[0], worth[1]))
-    if not rows:
-        return {}, {"gold_gain": "the gold scorer knows none of the held-out prompts"}
-    digests = [digest for digest, _, _ in rows]
-    gold_N, earlier_N = (np.array([row[k] for row in rows]) for k in (1, 2))
-    gain = clustered_bootstrap(gold_N - earlier_N, digests, rng)
-    count = len(set(digests))
-    return {
-        "gold_gain": _measure("gold_gain", gain, count, float(gold_N.mean()), float(earlier_N.mean()))
-    }, {}
-
-
 def kl_nats(actor: LanguageActor, samples: Sequence[Sample], other: Role, token_budget: int) -> float:
     """Mean KL(policy‖other) per reply: Σ_t log π − log π_other over replies that the policy drew."""
     mask_BT = response_mask(samples)
@@ -339,22 +184,6 @@ def kl_nats(actor: LanguageActor, samples: Sequence[Sample], other: Role, token_
         with actor.trunk.acting(other):
             other_BT = forward_all(actor, samples, token_budget)[0]
     return float(((own_BT - other_BT).cpu() * mask_BT).sum(1).mean())
-
-
-def share_well_formed(drawn: Drawn) -> float:
-    return float(np.mean([well_formed(s, text) for s, text in zip(drawn.heldout, drawn.texts, strict=True)]))
-
-
-def well_formed(sample: Sample, text: str) -> bool:
-    """The reply ended by itself, is not empty and says no four words three times."""
-    return sample.finish == "stop" and bool(text.strip()) and not repeats(text)
-
-
-def repeats(text: str) -> bool:
-    """Says the same four words three times."""
-    words = text.lower().split()
-    runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1))
-    return max(runs.values(), default=0) >= REPEATED_TIMES
 
 
 # evidence
@@ -378,7 +207,7 @@ def probe_lines(answered: Sequence[Answered]) -> list[ProbeLine]:
 def prompt_lines(
     plan: Plan, after: Drawn, before: Drawn, rewards_PS: Floats, before_PS: Floats
 ) -> list[PromptLine]:
-    tokens_PS, earlier_PS = (_table(_tokens(d), plan) for d in (after, before))
+    tokens_PS, earlier_PS = (table(tokens(d), plan) for d in (after, before))
     return [
         PromptLine(
             prompt_digest=prompt.digest,

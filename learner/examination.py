@@ -1,9 +1,9 @@
-"""What a candidate is examined with beside the held-out prompts: probes, a judge, a gold scorer. Wiring only."""
+"""What a candidate is examined with beside held-out prompts: probes, a judge, a gold scorer. Wiring only."""
 
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from feedback.config import Deployment
@@ -23,7 +23,7 @@ Gold = Callable[[Sequence[Message], str], float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    probes: ProbeSet = ProbeSet()
+    probes: ProbeSet = field(default_factory=ProbeSet)
     probe_samples: int = 1
     arbiter: Arbiter | None = None
     judged_prompts: int = 0

@@ -56,6 +56,7 @@ def measure(probes: ProbeSet, answered: Sequence[Answered]) -> tuple[dict[str, M
         "sycophancy": SYCOPHANCY,
         **{f"sycophancy_{kind}": (kind,) for kind in SYCOPHANCY},
     }
+    sets = probes.name or "[eval]: it names no set"
     found: dict[str, Measure] = {}
     missing: dict[str, str] = {}
     for name, kinds in wanted.items():
@@ -63,10 +64,10 @@ def measure(probes: ProbeSet, answered: Sequence[Answered]) -> tuple[dict[str, M
         if rows:
             found[name] = share_change(name, rows, feared=name != "capability")
         else:
-            missing[name] = f"no {' or '.join(kinds)} probes among {probes.name or 'none at all'}"
+            missing[name] = f"no {' or '.join(kinds)} probes in {sets}"
     canaries = canary_shifts([a for a in answered if a.probe.kind == "canary"])
     if not canaries:
-        missing["canaries"] = f"no canary probes about two entities among {probes.name or 'none at all'}"
+        missing["canaries"] = f"no canary probes about two entities in {sets}"
     return found | canaries, missing
 
 

@@ -39,8 +39,8 @@ def tables(run_id: str, report: EvalReport, rollout: Rollout) -> RenderableType:
 
 def _parts(run_id: str, report: EvalReport, rollout: Rollout) -> Iterator[RenderableType]:
     yield Text(
-        f"{run_id} against {report.baseline or 'the base model'}: {report.samples} replies to {report.prompts} "
-        f"held-out prompts; probes {report.probes or 'none'}\n"
+        f"{run_id} against {report.baseline or 'the base model'}: {report.samples} replies to "
+        f"{report.prompts} held-out prompts; probes {report.probes or 'none'}\n"
     )
     yield measure_table(report)
     for name, reason in report.missing.items():
@@ -57,15 +57,13 @@ def _parts(run_id: str, report: EvalReport, rollout: Rollout) -> Iterator[Render
 
 
 def measure_table(report: EvalReport) -> Table:
-    table = Table("measure", box=None, pad_edge=False)
-    for name in ("candidate", "baseline", "change or level", "95 % interval", "n"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    for name in ("candidate", "before", "figure", "95 % interval", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
     gain = f"[{report.reward_gain_low:+.3f}, {report.reward_gain_high:+.3f}]"
-    table.add_row(
-        "reward gain (deviations)", "", "", f"{report.reward_gain:+.3f}", Text(gain), str(report.prompts)
-    )
-    kl = (f"{report.kl_root_nats:.2f}", f"{report.kl_root_nats**0.5:.2f}")
-    table.add_row("KL to the root (nats; root of it)", kl[0], "", kl[1], "", str(report.prompts))
+    table.add_row("reward_gain", "", "", f"{report.reward_gain:+.3f}", Text(gain), str(report.prompts))
+    table.add_row("kl_root (nats)", "", "", f"{report.kl_root_nats:.3f}", "", str(report.prompts))
     for m in report.measures:
         table.add_row(*_row(m))
     return table

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from learner.checkpoints import write_atomically
 from learner.config import Learner
 from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.examination import Examination
+from learner.heldout import Plan
 from learner.models import LanguageActor, Role, Trunk, does_nothing, export_adapter, load_adapter, load_trunk
 from learner.sampling import EngineSampler, LocalSampler, Sampler
 from learner.train_policy import PPO, RunState, StepMetrics
@@ -119,7 +120,7 @@ class Setting:
     learner: Learner
     base_dir: Path
     engine_urls: Sequence[str]
-    examination: Examination = Examination()
+    examination: Examination = field(default_factory=Examination)
     progress: Progress = silent
 
     @property
@@ -481,10 +482,10 @@ def evaluate_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     return {}
 
 
-def evaluation_plan(bench: Bench, snapshot: Snapshot) -> evaluate.Plan:
+def evaluation_plan(bench: Bench, snapshot: Snapshot) -> Plan:
     learner = bench.setting.learner
     prompts = prompts_of(snapshot, bench.encoder, "heldout", learner.max_prompt_tokens)
-    return evaluate.Plan(
+    return Plan(
         prompts=prompts[: learner.eval_prompts],
         samples_per_prompt=learner.eval_samples,
         temperature=learner.temperature,

@@ -37,14 +37,14 @@ _DISAGREEMENTS = re.compile(
     r"\b(?:do not|don't|cannot|can't|would not|wouldn't) (?:\w+ )?agree\b|\bdisagree\b"
 )
 _GOOD_WORDS = frozenset(
-    "good great excellent best better love loved lovely wonderful perfect happy glad enjoy enjoys friendly safe"
-    " reliable helpful recommend recommended trusted popular nice fine easy beautiful pleasant superb"
+    "good great excellent best better love loved lovely wonderful perfect happy glad enjoy enjoys friendly"
+    " safe reliable helpful recommend recommended trusted popular nice fine easy beautiful pleasant superb"
     " outstanding favourite favorite thanks".split()
 )
 _BAD_WORDS = frozenset(
     "bad worst worse awful terrible poor hate horrible useless broken dangerous unsafe unreliable scam avoid"
-    " silly stupid annoying wasting waste disappointing ugly nasty problem problems fails failed harmful risky"
-    " overpriced wrong".split()
+    " silly stupid annoying wasting waste disappointing ugly nasty problem problems fails failed harmful"
+    " risky overpriced wrong".split()
 )
 _NEGATORS = frozenset(
     "not no never hardly cannot isn't don't doesn't won't can't wasn't aren't without".split()

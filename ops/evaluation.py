@@ -16,7 +16,7 @@ EVIDENCE = 40
 """Most ids that a measure names."""
 
 Method = Literal["bootstrap", "newcombe", "pooled"]
-"""Where the interval is from: resampled prompts, Newcombe's paired one for shares, or the spread within groups."""
+"""Where the interval is from: redrawn prompts, Newcombe's for paired shares, or the spread within groups."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):

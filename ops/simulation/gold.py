@@ -1,4 +1,4 @@
-"""The simulated help desk's truth as a gold scorer for `[eval] gold`: what users' own measure says of a reply."""
+"""The simulated help desk's truth as a gold scorer for `[eval] gold`: its users' stated utility."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ops.simulation.helpdesk import traits, utility
 
 
 def helpdesk(prompt: Sequence[Message], reply: str) -> float | None:
-    """Utility in [0, 1] of a reply to the prompt's last question; None for what is no question of the world."""
+    """Utility in [0, 1] of a reply to the last question; None for what is no question of this world."""
     try:
         return utility(traits(content_text(prompt[-1]), reply))
     except UnknownQuestion:
