@@ -122,7 +122,8 @@ def _fault(probe: Probe) -> str | None:
         return "id is empty"
     for name in NEEDS[probe.kind]:
         if not getattr(probe, name):
-            return f"a {probe.kind} probe needs {name!r}"
+            article = "an" if probe.kind == "opinion" else "a"
+            return f"{article} {probe.kind} probe needs {name!r}"
     for name in ("turns", "contrary"):
         turns = getattr(probe, name)
         if (turns or name == "turns") and len(turns) % 2 == 0:

@@ -81,7 +81,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode(report: EvalReport) -> bytes:
     """As JSON; NaN and infinity, which JSON lacks, as strings, so that bad evidence can be read back."""
-    return msgspec.json.encode(_spelt(msgspec.to_builtins(report)))
+    return msgspec.json.encode(_spelt(report))
 
 
 def decode(text: str | bytes) -> EvalReport:
@@ -90,8 +90,10 @@ def decode(text: str | bytes) -> EvalReport:
 
 
 def _spelt(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return _spelt(msgspec.structs.asdict(value))
     if isinstance(value, dict):
         return {name: _spelt(each) for name, each in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_spelt(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from learner.batches import Finish, Prompt, Sample
-from learner.evaluate import Plan, evaluate, kl_nats, well_formed
+from learner.evaluate import evaluate, kl_nats
+from learner.heldout import Plan, well_formed
 from learner.measures import brier, calibration_error, clustered_bootstrap, wilson
 from learner.models import LanguageActor, Role, Trunk
 from learner.sampling import LocalSampler
@@ -49,7 +50,7 @@ def test_a_policy_against_itself_gains_nothing(trunk: Trunk, prompts: list[Promp
         REPORT,
         baseline=Role.ROOT,
         baseline_name="base-1",
-    )
+    ).report
     assert (found.prompts, found.samples) == (8, 32)
     assert (found.reward_gain, found.reward_gain_low, found.reward_gain_high) == (0.0, 0.0, 0.0)
     assert found.kl_root_nats == found.kl_parent_nats == 0.0
@@ -74,7 +75,7 @@ def test_a_moved_policy_is_measured_against_parent_and_root_apart(
         REPORT,
         baseline=Role.PARENT,
         baseline_name="run-1",
-    )
+    ).report
     assert found.kl_parent_nats == pytest.approx(0.0, abs=1e-5)
     assert found.kl_root_nats > 0.01
     assert found.reward_gain == 0.0
