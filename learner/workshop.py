@@ -53,7 +53,9 @@ def evaluate_again(setting: Setting, run_id: str | None, now: datetime) -> str:
     with turn.alone(setting):
         done = [run for run in turn.runs(setting.deployment) if run.adapter and run_id in (None, run.run_id)]
         if not done:
-            raise DataError(f"{run_id or 'no run'} has registered a candidate: `ratchet learn status`")
+            raise DataError(
+                f"{run_id or 'the learner'} has registered no candidate: see `ratchet learn status`"
+            )
         run = done[-1]
         bench = turn.open_bench(setting, run)
         try:

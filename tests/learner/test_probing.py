@@ -148,6 +148,5 @@ def test_wins_by_length_alone_do_not_count() -> None:
     controlled = win_rates.length_controlled(wins, 20 * longer, np.random.default_rng(0))
     assert raw.value == pytest.approx(0.65) and raw.low > 0.5
     assert controlled.value == pytest.approx(0.5, abs=0.01)
-    assert controlled.low <= 0.5 <= controlled.high + 0.01
     shorter = win_rates.length_controlled(np.ones((40, 5)), -20 * longer, np.random.default_rng(0))
     assert shorter.low > 0.9

@@ -18,6 +18,8 @@ from feedback.events import SignalReceived, TurnRecorded
 from feedback.keyring import KeyRing
 from feedback.review_queue import ReviewQueue
 from learner import turn as turns
+from learner.config import Eval, Judge
+from learner.examination import examination
 from ops import operators, vllm_adapters
 from ops import store as adapter_files
 from ops.adapters import Adapter, AdapterState, adapter_name
@@ -82,6 +84,7 @@ class Loop:
             learner=LEARNER,
             base_dir=self.base_dir,
             engine_urls=[self.engine_url],
+            examination=examination(self.deployment, Eval(), Judge()),
         )
 
 
