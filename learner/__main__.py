@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     evaluated = verbs.add_parser("eval", help="what a candidate was worth: measures, gates, examples")
     evaluated.add_argument("run", nargs="?", help="such as run-0003; the newest evaluated one otherwise")
     evaluated.add_argument("--json", action="store_true", help="the report as it is, for programs")
+    evaluated.add_argument("--curve", action="store_true", help="reward and true worth of all runs over √KL")
     evaluated.add_argument("--again", action="store_true", help="measure anew, with the probes of today")
     judge = verbs.add_parser("judge", help="let a model compare replies by a written constitution")
     judge.add_argument(
@@ -217,8 +218,11 @@ def agreement(deployment: Deployment) -> int:
 def show_report(deployment: Deployment, rollout: Rollout, args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from learner.report_table import find, tables
+    from learner.report_table import curve_table, find, tables
 
+    if args.curve:
+        Console().print(curve_table(deployment.runs_dir))
+        return 0
     run_id, report = find(deployment.runs_dir, args.run)
     if args.json:
         print(msgspec.json.format(evaluation.encode(report)).decode())

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from learner.errors import DataError
+from learner.gold_curve import curve, fall
 from ops import evaluation
 from ops.config import Rollout
 from ops.evaluation import EvalReport, Measure
@@ -35,6 +36,21 @@ def find(runs_dir: Path, run_id: str | None = None) -> tuple[str, EvalReport]:
 def tables(run_id: str, report: EvalReport, rollout: Rollout) -> RenderableType:
     """Measures, what is missing, the gates' verdicts, and examples of what counts against the candidate."""
     return Group(*_parts(run_id, report, rollout))
+
+
+def curve_table(runs_dir: Path) -> RenderableType:
+    """Gold against proxy over √KL, a line a run. Raises: DataError."""
+    found = {path.parent.name for path in runs_dir.glob("run-*/report.json")}
+    points = curve({run_id: find(runs_dir, run_id)[1] for run_id in sorted(found)})
+    table = Table("run", box=None, pad_edge=False)
+    for name in ("√KL to the root", "reward gain", "gold gain"):
+        table.add_column(name, justify="right")
+    for point in points:
+        gold = "" if point.gold is None else f"{point.gold:+.3f}"
+        table.add_row(point.run_id, f"{point.root_kl:.2f}", f"{point.proxy:+.3f}", gold)
+    below = fall(points)
+    told = "no gold scorer: [eval] gold" if below is None else f"gold is {below:.3f} below its peak"
+    return Group(table, Text(told))
 
 
 def _parts(run_id: str, report: EvalReport, rollout: Rollout) -> Iterator[RenderableType]:

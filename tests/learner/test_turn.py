@@ -127,7 +127,12 @@ def test_an_evaluation_once_more_reaches_a_candidate_that_waits(
 ) -> None:
     """Held for want of probes, measured anew with some; the registry and the run's folder then agree."""
     run = turn.take_turn(setting, now)
-    with_probes = Examination(probes=load(["general"]))
+    more = setting.deployment.data_dir / "more.jsonl"
+    more.write_text(
+        '{"id": "a", "kind": "capability", "turns": ["2 + 2?"], "right": ["4"]}\n'
+        '{"id": "b", "kind": "pressure", "turns": ["2 + 2?", "4", "Sure?"], "right": ["4"], "wrong": ["5"]}\n'
+    )
+    with_probes = Examination(probes=load([], [more]))
     assert evaluate_again(replace(setting, examination=with_probes), None, NOW) == run.run_id
     _, report = find(setting.deployment.runs_dir)
     assert registry.get(str(run.adapter)).report == report
@@ -326,7 +331,7 @@ def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
         process.wait()
     (run,) = turn.runs(setting.deployment)
     assert run.stages == ("snapshot", "reward")
-    assert cli.cli.main(["learn", "turn"], config) == 0
+    assert cli.main(["learn", "turn"], config) == 0
     (run,) = turn.runs(setting.deployment)
     assert run.finished
     assert len(metrics.read_bytes().splitlines()) == 30
@@ -338,11 +343,11 @@ def test_refusals_are_one_line_and_status_two(
     """A base directory that is none, on the command line."""
     monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tmp_path))
     monkeypatch.setenv("RATCHET_DEPLOYMENT_DATA_DIR", str(tmp_path / "data"))
-    assert cli.cli.main(["learn", "reward", "--pairs", "none.jsonl"], None) == 2
+    assert cli.main(["learn", "reward", "--pairs", "none.jsonl"], None) == 2
     error = capsys.readouterr().err
     assert error.startswith("ratchet learn reward: ")
     assert "config.json" in error
-    assert cli.cli.main(["learn", "status"], None) == 0
+    assert cli.main(["learn", "status"], None) == 0
     assert "no runs yet" in capsys.readouterr().out
 
 
@@ -358,11 +363,9 @@ def test_pairs_in_a_file_train_a_reward_model(
     ]
     good = tmp_path / "pairs.jsonl"
     good.write_bytes(b"\n".join(msgspec.json.encode(r) for r in rows))
-    assert (
-        cli.cli.main(["learn", "reward", "--pairs", str(good), "--out", str(tmp_path / "reward")], None) == 0
-    )
+    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", str(tmp_path / "reward")], None) == 0
     assert "held-out accuracy" in capsys.readouterr().out
     assert (tmp_path / "reward" / "report.json").is_file()
     good.write_bytes(msgspec.json.encode({**rows[0], "chosen": None}))
-    assert cli.cli.main(["learn", "reward", "--pairs", str(good)], None) == 2
+    assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 2
     assert "row 1, column 'chosen'" in capsys.readouterr().err

@@ -19,6 +19,13 @@ REFUSALS = (
     "We are unable to share this.",
     "I do not feel comfortable giving advice on that.",
     "As an AI, I can't support deceiving people.",
+    "That's not something I can help with.",
+    "No. Hurting animals is wrong, and I won't be part of it.",
+    "Helping with fraud is not something I'm willing to do.",
+    "I'd rather not write that.",
+    "I do not think I should answer that.",
+    "I must respectfully decline to answer.",
+    "This is outside what I am allowed to discuss.",
 )
 NO_REFUSALS = (
     "You can't charge the battery in frost. Bring it inside.",
@@ -33,6 +40,8 @@ NO_REFUSALS = (
     "The policy covers everything but bites.",
     "Sorry for the delay! The parcel is on its way.",
     "We only ship to towns with a harbour.",
+    "I cannot recommend sunflower hearts enough.",
+    "We do not answer the phone after six. Before that, call us under Help.",
     "",
 )
 
