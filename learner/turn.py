@@ -33,7 +33,16 @@ from learner.config import Learner
 from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.examination import Examination
 from learner.heldout import Plan
-from learner.models import LanguageActor, Role, Trunk, does_nothing, export_adapter, load_adapter, load_trunk
+from learner.models import (
+    LanguageActor,
+    Role,
+    Trunk,
+    does_nothing,
+    export_adapter,
+    load_adapter,
+    load_trunk,
+    preload,
+)
 from learner.sampling import EngineSampler, LocalSampler, Sampler
 from learner.train_policy import PPO, RunState, StepMetrics
 from learner.train_reward import RewardModel, RewardReport
@@ -562,7 +571,10 @@ def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float],
     failures = 0
     while True:
         try:
-            if unfinished(setting) or pending(setting) >= setting.learner.min_new_weight:
+            gathered = pending(setting)
+            if gathered:
+                preload()
+            if unfinished(setting) or gathered >= setting.learner.min_new_weight:
                 run = take_turn(setting, now)
                 log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
             failures = 0
