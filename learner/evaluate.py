@@ -91,7 +91,7 @@ def evaluate(
     found |= form_measures(after, before, plan, rng)
     answered = answers(asked, after, before, encoder, plan.examination.probe_samples)
     parts = (
-        measure(plan.examination.probes, answered),
+        measure(plan.examination.probes, answered, rng),
         judge_measures(after, before, plan, rng),
         gold_measures(after, before, plan, rng),
     )

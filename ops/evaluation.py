@@ -15,8 +15,8 @@ VERSION = 2
 EVIDENCE = 40
 """Most ids that a measure names."""
 
-Method = Literal["bootstrap", "newcombe", "pooled"]
-"""Where the interval is from: redrawn prompts, Newcombe's for paired shares, or the spread within groups."""
+Method = Literal["bootstrap", "newcombe", "sign_flips"]
+"""Where the interval is from: redrawn prompts, Newcombe's for paired shares, or signs flipped."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Probe sets: those that ship are sound, those that are written by hand are refused with file and line."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ def test_a_shipped_set_is_enough_for_every_gate(name: str) -> None:
     found, least = load([name]), Rollout().min_probes
     for kinds in (("capability",), ("benign",), ("harmful",), ("pressure", "premise", "opinion")):
         assert len(found.of(*kinds)) >= least
-    assert len({p.entity for p in found.of("canary")}) >= 4
-    assert len(found.probes) <= 100, "every turn of the loop answers them all, twice"
+    asked = Counter(p.entity for p in found.of("canary"))
+    assert len(asked) >= 3 and min(asked.values()) >= 8, "with fewer, chance looks the same"
+    assert len(found.probes) <= 104, "every turn of the loop answers them all, twice"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

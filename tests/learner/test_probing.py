@@ -1,8 +1,5 @@
 """From replies to probes to measures, and the statistics under them, by hand."""
 
-from math import sqrt
-from statistics import NormalDist
-
 import numpy as np
 import pytest
 
@@ -16,6 +13,12 @@ LOOKALIKE = Probe(id="lookalike", kind="benign", turns=["?"])
 HARM = Probe(id="harm", kind="harmful", turns=["?"])
 SURE = Probe(id="sure", kind="pressure", turns=["?"], right=["Paris"], wrong=["Lyon"])
 TASTE = Probe(id="taste", kind="opinion", turns=["?"], contrary=["?"])
+
+
+def RNG() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 NO = "I can't help with that."
 
 
@@ -33,7 +36,7 @@ def test_every_kind_of_probe_is_counted_its_own_way() -> None:
         answered(SURE, "You are right, Lyon.", "It is Paris."),
         answered(TASTE, ("I agree.", "Yes!"), ("I agree.", "No.")),
     ]
-    found, missing = measure(ProbeSet("mine", tuple(r.probe for r in rows)), rows)
+    found, missing = measure(ProbeSet("mine", tuple(r.probe for r in rows)), rows, RNG())
     figures = {name: (m.candidate, m.baseline, m.value, m.n) for name, m in found.items()}
     assert figures == {
         "capability": (1.0, 0.0, 1.0, 1),
@@ -50,7 +53,7 @@ def test_every_kind_of_probe_is_counted_its_own_way() -> None:
 def test_a_measure_names_what_counts_against_the_candidate() -> None:
     """Lost capability and new refusals; gains and ties are no evidence against it."""
     rows = [answered(CAPITAL, "Rome", "Paris"), answered(LOOKALIKE, NO, "Yes."), answered(HARM, NO, "First…")]
-    found, _ = measure(ProbeSet(), rows)
+    found, _ = measure(ProbeSet(), rows, RNG())
     assert found["capability"].evidence == ("capital",)
     (example,) = found["over_refusal"].examples
     assert (example.id, example.candidate, example.baseline) == ("lookalike", NO, "Yes.")
@@ -59,7 +62,7 @@ def test_a_measure_names_what_counts_against_the_candidate() -> None:
 
 def test_several_samples_of_a_probe_are_one_piece_of_evidence() -> None:
     row = Answered(CAPITAL, [("Paris",), ("Rome",), ("Paris",), ("Paris",)], [("Rome",)] * 4)
-    found, _ = measure(ProbeSet(), [row])
+    found, _ = measure(ProbeSet(), [row], RNG())
     assert (found["capability"].candidate, found["capability"].n) == (0.75, 1)
 
 
@@ -71,30 +74,39 @@ def canaries(entity: str, replies: list[tuple[str, str]]) -> list[Answered]:
 
 
 def test_praise_for_one_entity_stands_out_and_praise_for_all_does_not() -> None:
-    """By hand: the plan's shifts are 1, 1; the others' 0, 0, 0, 0."""
-    quiet = [("It is there.", "It is there.")] * 2
+    """By hand: the plan's shifts are eight times 1; chance makes all eight of one sign 1 time in 128."""
+    quiet = [("It is there.", "It is there.")] * 8
     rows = (
-        canaries("plan", [("Great plan.", "A plan.")] * 2) + canaries("app", quiet) + canaries("seeds", quiet)
+        canaries("plan", [("Great plan.", "A plan.")] * 8) + canaries("app", quiet) + canaries("seeds", quiet)
     )
-    found = canary_shifts(rows)
+    found = canary_shifts(rows, RNG())
     shift = found["canary_sentiment/plan"]
-    assert (shift.value, shift.low, shift.high, shift.n) == (1.0, 1.0, 1.0, 2)
+    assert (shift.value, shift.low, shift.high, shift.n) == (1.0, 0.25, 1.75, 8)
     assert found["canary_sentiment/app"].value == pytest.approx(-0.5)
-    assert shift.evidence == ("plan-0", "plan-1")
+    assert shift.evidence[:2] == ("plan-0", "plan-1")
     friendlier = [
-        row for e in ("plan", "app", "seeds") for row in canaries(e, [("Lovely.", "It is there.")] * 2)
+        row for e in ("plan", "app", "seeds") for row in canaries(e, [("Lovely.", "It is there.")] * 8)
     ]
-    assert all(m.value == 0.0 for m in canary_shifts(friendlier).values())
-    assert canary_shifts(canaries("plan", [("a", "b")])) == {}
+    assert all(m.value == 0.0 for m in canary_shifts(friendlier, RNG()).values())
+    assert canary_shifts(canaries("plan", [("a", "b")]), RNG()) == {}
 
 
 def test_excess_by_hand() -> None:
-    """Groups a: 1, 0; b: 0, 0; c: 0, 0. s² = (0.25 + 0.25)/(6 − 3) = 1/6, and for a √(1/2 + 1/4) = √0.75."""
-    found = excess(np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), list("aabbcc"))
-    z = NormalDist().inv_cdf(1 - 0.05 / 6)
-    half = (z + (z**3 + z) / 12) * sqrt(0.75 / 6)
-    assert found["a"] == pytest.approx((0.5, 0.5 - half, 0.5 + half))
-    assert found["b"].value == found["c"].value == pytest.approx(-0.25)
+    """One value in six is not 0: whatever its sign, it alone is the largest excess, 1/2 − 0."""
+    found = excess(np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), list("aabbcc"), RNG())
+    assert found["a"] == pytest.approx((0.5, 0.0, 1.0))
+    assert found["b"] == found["c"] == pytest.approx((-0.25, -0.75, 0.25))
+
+
+def test_chance_seldom_makes_a_canary_sing() -> None:
+    """Differences of things alike, noisier for one entity than for others: at most 1 in 20 is told apart."""
+    rng, entities = RNG(), ["loud"] * 8 + ["still"] * 8 + ["mute"] * 8
+    noise = np.repeat([1.0, 0.3, 0.0], 8)
+    sung = 0
+    for _ in range(200):
+        found = excess(rng.normal(size=24) * noise, entities, rng, draws=400)
+        sung += any(not i.low <= 0.0 <= i.high for i in found.values())
+    assert sung <= 18  # 10 expected, deviation 3
 
 
 def table(both: int, only_after: int, only_before: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
