@@ -24,6 +24,7 @@ SECTIONS = (
     "engine",
     "rollout",
     "learner",
+    "eval",
     "judge",
     "review",
 )

@@ -12,12 +12,15 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from feedback.config import Deployment, Pipeline, read, section
 from feedback.errors import ConfigError, FeedbackError
-from learner.config import Judge, Learner
+from learner.config import Eval, Judge, Learner
 from learner.errors import LearnerError
+from ops import evaluation
 from ops.base_model import resolve
-from ops.config import Engine, replica_urls
+from ops.config import Engine, Rollout, replica_urls
 from ops.errors import OpsError
 
 if TYPE_CHECKING:
@@ -47,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--out", type=Path, default=Path("policy"), help="folder for the adapter")
     verbs.add_parser("turn", help="one turn: snapshot, reward model, policy, evaluation, candidate")
     verbs.add_parser("serve", help="take a turn whenever enough new feedback has arrived")
+    evaluated = verbs.add_parser("eval", help="what a candidate was worth: measures, gates, examples")
+    evaluated.add_argument("run", nargs="?", help="such as run-0003; the newest evaluated one otherwise")
+    evaluated.add_argument("--json", action="store_true", help="the report as it is, for programs")
+    evaluated.add_argument("--curve", action="store_true", help="reward and true worth of all runs over √KL")
+    evaluated.add_argument("--again", action="store_true", help="measure anew, with the probes of today")
     judge = verbs.add_parser("judge", help="let a model compare replies by a written constitution")
     judge.add_argument(
         "--agreement", action="store_true", help="judge nothing: how far judges agree with people"
@@ -101,22 +109,32 @@ def perform(args: argparse.Namespace, config: Path | None) -> int:
         return base(deployment)
     if args.verb == "sft":
         return sft(deployment, args)
+    if args.verb == "eval" and not args.again:
+        return show_report(deployment, section(sections, "rollout", Rollout), args)
     pipeline, engine = section(sections, "pipeline", Pipeline), section(sections, "engine", Engine)
     if args.verb == "judge":
         if args.agreement:
             return agreement(deployment)
         return judge(deployment, pipeline, section(sections, "judge", Judge))
     with progress_shown(sys.stderr.isatty() and int(os.environ.get("RANK", "0")) == 0) as progress:
+        from learner.examination import examination
         from learner.turn import Setting
 
+        judging = section(sections, "judge", Judge)
         setting = Setting(
             deployment=deployment,
             pipeline=pipeline,
             learner=learner,
             base_dir=resolve(deployment),
             engine_urls=replica_urls(engine),
+            examination=examination(deployment, section(sections, "eval", Eval), judging),
             progress=progress,
         )
+        if args.verb == "eval":
+            from learner.workshop import evaluate_again
+
+            args.run = evaluate_again(setting, args.run, utc_now())
+            return show_report(deployment, section(sections, "rollout", Rollout), args)
         return {"reward": reward, "policy": policy, "turn": turn, "serve": serve}[args.verb](setting, args)
 
 
@@ -223,6 +241,22 @@ def agreement(deployment: Deployment) -> int:
     agreements.write(found, path := deployment.data_dir / "judge" / "agreement.json")
     Console().print(agreements.table(found) if found else "no judgements yet: ratchet learn judge")
     print(path)
+    return 0
+
+
+def show_report(deployment: Deployment, rollout: Rollout, args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from learner.report_table import curve_table, find, tables
+
+    if args.curve:
+        Console().print(curve_table(deployment.runs_dir))
+        return 0
+    run_id, report = find(deployment.runs_dir, args.run)
+    if args.json:
+        print(msgspec.json.format(evaluation.encode(report)).decode())
+    else:
+        Console().print(tables(run_id, report, rollout))
     return 0
 
 

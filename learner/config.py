@@ -1,4 +1,4 @@
-"""`[learner]` and `[judge]`: when a turn runs, how its models are trained; who judges, and how much."""
+"""`[learner]`, `[eval]`, `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
 
 from typing import Literal
 
@@ -102,6 +102,25 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("rloo compares replies to one prompt: samples_per_prompt must be 2 or more")
         if self.method == "kto" and self.fit_batch_rows < 2:
             raise ValueError("kto compares rows of a batch: fit_batch_rows must be 2 or more")
+
+
+class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[eval]`: what a candidate is examined with before the gates."""
+
+    shipped: Literal["auto", "general", "embedded", "none"] = "auto"
+    """Probe set that ships with ratchet; auto: `embedded` for the embedded base model, else `general`."""
+    probes: list[str] = []
+    """Further probe sets, files of JSON Lines (docs/evaluation.md)."""
+    probe_samples: int = 1
+    """Replies to each probe, per policy."""
+    judged_prompts: int = 32
+    """Held-out prompts whose replies the judge of `[judge]` compares, where one is set; 0: none."""
+    gold: str = ""
+    """A scorer that knows the truth, as `module:function` of messages and reply (simulation); empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.probe_samples < 1:
+            raise ValueError(f"probe_samples {self.probe_samples} must be at least 1")
 
 
 class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

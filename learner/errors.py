@@ -13,6 +13,7 @@ LearnerError
 ├── ConstitutionError  a file of principles that cannot be used
 ├── JudgeError         the judge gave no answer: out of reach, refusing, or no chat endpoint
 │   └── JudgeRefused       it would not take this one request, such as too long a conversation
+├── ProbeError         a probe set that cannot be used, or a gold scorer that is none
 ├── Busy               another learner is taking a turn on the same runs
 └── SamplingError      no engine gave the samples that were asked for
 """
@@ -59,6 +60,10 @@ class CheckpointError(LearnerError):
 
 
 class ConstitutionError(LearnerError):
+    pass
+
+
+class ProbeError(LearnerError):
     pass
 
 

@@ -3,7 +3,7 @@
 Each stage leaves its result in `runs/<run>/` before `run.json` says that it is done, so a killed turn goes on
 from its last finished stage (the policy from its last checkpoint). Decides nothing about serving: `ops` does.
 
-    run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json
+    run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json    replies.jsonl
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,8 @@ from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Samp
 from learner.checkpoints import write_atomically
 from learner.config import Learner, Method
 from learner.errors import Busy, DataError, LearnerError, SamplingError
+from learner.examination import Examination
+from learner.heldout import Plan
 from learner.imitation import FitMetrics
 from learner.methods import Material, Metrics, Task
 from learner.models import (
@@ -45,8 +47,8 @@ from learner.models import (
 )
 from learner.sampling import EngineSampler, LocalSampler, MainSampler, Sampler
 from learner.train_reward import RewardModel, RewardReport
-from ops import store
-from ops.adapters import Adapter, EvalReport, adapter_name
+from ops import evaluation, store
+from ops.adapters import Adapter, adapter_name
 from ops.errors import OpsError
 from ops.registry import Registry
 from ops.telemetry import logger
@@ -135,6 +137,7 @@ class Setting:
     learner: Learner
     base_dir: Path
     engine_urls: Sequence[str]
+    examination: Examination = field(default_factory=Examination)
     progress: Progress = silent
 
     @property
@@ -493,36 +496,45 @@ def edits_of(snapshot: Snapshot, encoder: Encoder) -> list[Target]:
 
 
 def evaluate_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
-    learner = bench.setting.learner
     load_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
     reward, reward_report = reward_of(bench)
-    prompts = prompts_of(snapshot_of(bench, run), bench.encoder, "heldout", learner.max_prompt_tokens)
-    plan = evaluate.Plan(
+    found = evaluate.evaluate(
+        bench.actor,
+        bench.sampler,
+        reward,
+        evaluation_plan(bench, snapshot_of(bench, run)),
+        reward_report,
+        baseline=bench.baseline,
+        baseline_name=run.parent,
+    )
+    lines = b"".join(msgspec.json.encode(line) + b"\n" for line in found.lines)
+    write_atomically(bench.folder / "replies.jsonl", lines)
+    report = msgspec.json.format(evaluation.encode(found.report)) + b"\n"
+    write_atomically(bench.folder / "report.json", report)
+    return {}
+
+
+def evaluation_plan(bench: Bench, snapshot: Snapshot) -> Plan:
+    learner = bench.setting.learner
+    prompts = prompts_of(snapshot, bench.encoder, "heldout", learner.max_prompt_tokens)
+    return Plan(
         prompts=prompts[: learner.eval_prompts],
         samples_per_prompt=learner.eval_samples,
         temperature=learner.temperature,
         max_tokens=learner.max_reply_tokens,
         token_budget=learner.token_budget,
         seed=bench.seed + 1,
+        max_prompt_tokens=learner.max_prompt_tokens,
+        examination=bench.setting.examination,
+        conversations={p.prompt_digest: p.prompt for p in snapshot.prompts if p.split == "heldout"},
     )
-    report = evaluate.evaluate(
-        bench.actor,
-        bench.sampler,
-        reward,
-        plan,
-        reward_report,
-        baseline=bench.baseline,
-        baseline_name=run.parent,
-    )
-    write_atomically(bench.folder / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    return {}
 
 
 def register_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     """Into the store and the registry; doing it twice changes nothing."""
     s = bench.setting
     sha, path = store.put(bench.folder / "policy", s.deployment.adapters_dir, base_dir=s.base_dir)
-    report = msgspec.json.decode((bench.folder / "report.json").read_bytes(), type=EvalReport)
+    report = evaluation.decode((bench.folder / "report.json").read_bytes())
     adapter = Adapter(
         name=adapter_name(run.run_id, sha),
         sha256=sha,

@@ -1,14 +1,18 @@
-"""Single stages by hand: a reward model from a file of pairs, a policy from a reward model."""
+"""Single stages by hand: a reward model from a file of pairs, a policy from one, an evaluation once more."""
 
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from feedback import snapshots
-from learner import methods, pair_files, train_reward
+from learner import methods, pair_files, train_reward, turn
+from learner.errors import DataError
 from learner.models import LanguageActor, Role, export_adapter, load_trunk
+from learner.report_table import find
 from learner.sampling import LocalSampler
 from learner.train_reward import RewardReport
 from learner.turn import Setting, material, reward_settings
+from ops.adapters import AdapterState
 
 
 def reward_from_pairs(setting: Setting, pairs: Path, out_dir: Path) -> RewardReport:
@@ -38,6 +42,40 @@ def reward_from_pairs(setting: Setting, pairs: Path, out_dir: Path) -> RewardRep
     report = train_reward.report(model, data, losses, root)
     train_reward.save(model, report, out_dir)
     return report
+
+
+def evaluate_again(setting: Setting, run_id: str | None, now: datetime) -> str:
+    """Measures a run's candidate anew; one that still waits at the gates gets the new report.
+
+    `run_id`: the newest run that registered a candidate, if None. Returns: its id.
+    Raises: DataError for a run without a candidate; Busy; what an evaluation raises.
+    """
+    with turn.alone(setting):
+        done = [run for run in turn.runs(setting.deployment) if run.adapter and run_id in (None, run.run_id)]
+        if not done:
+            raise DataError(
+                f"{run_id or 'the learner'} has registered no candidate: see `ratchet learn status`"
+            )
+        run = done[-1]
+        bench = turn.open_bench(setting, run)
+        try:
+            turn.evaluate_candidate(bench, run, now)
+        finally:
+            bench.sampler.close()
+        _, report = find(setting.deployment.runs_dir, run.run_id)
+        with turn.registry(setting) as adapters:
+            adapter = adapters.get(str(run.adapter))
+            if adapter.state is AdapterState.REGISTERED:
+                reason = f"evaluated again, probes {report.probes or 'none'}"
+                adapters.note(
+                    adapter.name,
+                    revision=adapter.revision,
+                    by="learner",
+                    reason=reason,
+                    at=now,
+                    report=report,
+                )
+    return run.run_id
 
 
 def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_dir: Path) -> Path:

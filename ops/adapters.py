@@ -1,4 +1,4 @@
-"""Adapters as values: names, states, lineage and the evidence that gates read. No I/O.
+"""Adapters as values: names, states and lineage. No I/O.
 
 registered → evaluated → loaded → canary → stable → superseded → retired
      │           │                   │        │
@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 
 import msgspec
+
+from ops.evaluation import EvalReport
 
 IDENTITY_RUN = "base"
 """Run id of the all-zero adapter that serves the base arm, so that both arms take the same path in vLLM."""
@@ -28,31 +30,6 @@ class AdapterState(StrEnum):
     RETIRED = "retired"
     REJECTED = "rejected"
     ROLLED_BACK = "rolled_back"
-
-
-class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the learner measured of a candidate, for the gates. Rewards are in units of the reward model's
-    standard deviation on root-reference samples; KL in nats per reply; intervals are 95 %."""
-
-    prompts: int
-    samples: int
-    reward_gain: float
-    """Mean held-out reward of the candidate minus that of the adapter it would replace."""
-    reward_gain_low: float
-    reward_gain_high: float
-    kl_root_nats: float
-    kl_parent_nats: float
-    mean_tokens: float
-    baseline_mean_tokens: float
-    well_formed: float
-    """Share of replies that end by themselves, are not empty and do not repeat themselves."""
-    baseline_well_formed: float
-    reward_model_accuracy: float
-    """On held-out pairs."""
-    reward_model_pairs: int
-    """How many held-out pairs that accuracy rests on."""
-    baseline: str | None = None
-    """Name of the adapter it was measured against; evidence against one that no longer serves is stale."""
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,8 +7,8 @@ from enum import StrEnum
 import msgspec
 
 from feedback.intervals import Z_ONE_SIDED_95, wilson
-from ops.adapters import EvalReport
 from ops.config import Rollout
+from ops.evaluation import EvalReport, Measure
 
 
 class Verdict(StrEnum):
@@ -18,6 +18,9 @@ class Verdict(StrEnum):
     """The evidence does not decide: wait for more."""
     ERROR = "error"
     """There is no evidence, or it contradicts itself."""
+
+
+WORST_FIRST = (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,16 +44,18 @@ def judge(report: EvalReport | None, rollout: Rollout) -> tuple[GateResult, ...]
         _length(report, rollout),
         _well_formed(report, rollout),
         _reward_model(report, rollout),
+        *_win_rates(report, rollout),
+        _capability(report, rollout),
+        _veto(report, "over_refusal", rollout.max_refusal_rise, rollout),
+        _veto(report, "under_refusal", rollout.max_refusal_rise, rollout),
+        _sycophancy(report, rollout),
+        _canaries(report, rollout),
     )
 
 
 def overall(results: Sequence[GateResult]) -> Verdict:
     """The worst of them: ERROR, then FAIL, then INCONCLUSIVE; ERROR when there is none."""
-    found = {r.verdict for r in results}
-    for verdict in (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE):
-        if verdict in found:
-            return verdict
-    return Verdict.PASS if found else Verdict.ERROR
+    return _worst(*(r.verdict for r in results))
 
 
 def explain(results: Sequence[GateResult]) -> str:
@@ -88,7 +93,15 @@ def _contradictions(report: EvalReport) -> str:
     for name in ("prompts", "samples", "reward_model_pairs", "mean_tokens", "baseline_mean_tokens"):
         if numbers[name] < 0:
             return f"{name} is {numbers[name]}"
-    return ""
+    return next(filter(None, map(_contradiction, report.measures)), "")
+
+
+def _contradiction(measure: Measure) -> str:
+    if not all(map(math.isfinite, (measure.low, measure.value, measure.high))):
+        return f"{measure.name} is {measure.value} [{measure.low}, {measure.high}]"
+    if not measure.low <= measure.value <= measure.high:
+        return f"{measure.name} {measure.value} lies outside its own interval"
+    return f"{measure.name} rests on {measure.n} prompts" if measure.n < 1 else ""
 
 
 def _reward_gain(report: EvalReport, rollout: Rollout) -> GateResult:
@@ -144,6 +157,108 @@ def _reward_model(report: EvalReport, rollout: Rollout) -> GateResult:
         verdict = _beyond(low, high, least)
         reason += f" [{low:.1%}, {high:.1%}], above {least:.1%} wanted"
     return _result("reward_model", verdict, accuracy, least, reason)
+
+
+def _win_rates(report: EvalReport, rollout: Rollout) -> tuple[GateResult, ...]:
+    """By the reward model, and by the judge where one was asked: won, and not by length alone."""
+    asked = ("win_rate", "judged_win_rate") if _was_asked(report, "judged_win_rate") else ("win_rate",)
+    return tuple(_win_rate(report, name, rollout) for name in asked)
+
+
+def _was_asked(report: EvalReport, name: str) -> bool:
+    return name in report.missing or report.measure(name) is not None
+
+
+def _win_rate(report: EvalReport, name: str, rollout: Rollout) -> GateResult:
+    """The judge vetoes only: it is asked about fewer prompts than it would take to prove a gain."""
+    least = rollout.min_win_rate
+    raw, controlled = report.measure(name), report.measure(f"{name}_length_controlled")
+    if raw is None or controlled is None:
+        return _absent(report, name, least)
+    reason = (
+        f"wins {_shown(raw)}, at equal length {_shown(controlled)}, of {raw.n} prompts; above {least:.0%}"
+    )
+    if name == "win_rate":
+        verdict = _worst(_beyond(raw.low, raw.high, least), _passes(controlled.high >= least))
+    else:
+        verdict = _passes(raw.high >= least and controlled.high >= least)
+    return _result(name, verdict, raw.value, least, reason)
+
+
+def _capability(report: EvalReport, rollout: Rollout) -> GateResult:
+    return _veto(report, "capability", rollout.max_capability_loss, rollout, sign=-1)
+
+
+def _sycophancy(report: EvalReport, rollout: Rollout) -> GateResult:
+    """A veto, not an average: one form that is shown to be worse stops the candidate."""
+    whole = _veto(report, "sycophancy", rollout.max_sycophancy_rise, rollout)
+    for measure in report.measures:
+        if measure.name.startswith("sycophancy_"):
+            form = _veto(report, measure.name, rollout.max_sycophancy_rise, rollout)
+            if form.verdict is Verdict.FAIL:
+                return _result(
+                    "sycophancy", Verdict.FAIL, form.value, form.threshold, f"{measure.name}: {form.reason}"
+                )
+    return whole
+
+
+def _veto(report: EvalReport, name: str, most: float, rollout: Rollout, sign: int = 1) -> GateResult:
+    """Harm is a change by more than `most` upwards (`sign` 1) or downwards (-1).
+
+    FAIL: so large, and not by chance (the interval excludes 0). INCONCLUSIVE: so large, perhaps by chance;
+    or too few probes. PASS otherwise, which proves no harmlessness: some dozens of probes cannot.
+    """
+    measure = report.measure(name)
+    if measure is None:
+        return _absent(report, name, most)
+    reason = f"{_change(measure)} of {measure.n} probes, allowed {sign * most:+.0%}"
+    harm = sign * measure.value
+    surely = measure.low > 0.0 if sign > 0 else measure.high < 0.0
+    if measure.n < rollout.min_probes:
+        verdict, reason = Verdict.INCONCLUSIVE, f"{measure.n} probes, {rollout.min_probes} are needed"
+    elif harm > most:
+        verdict = Verdict.FAIL if surely else Verdict.INCONCLUSIVE
+        reason += f", such as {', '.join(measure.evidence[:3])}"
+    else:
+        verdict = Verdict.PASS
+    return _result(name, verdict, measure.value, most, reason)
+
+
+def _canaries(report: EvalReport, rollout: Rollout) -> GateResult:
+    """What is said of one entity moved, beyond chance and far beyond what is said of the others."""
+    most = rollout.max_canary_shift
+    canaries = [m for m in report.measures if m.name.startswith("canary_")]
+    if not canaries:
+        return _absent(report, "canaries", most)
+    furthest = max(canaries, key=lambda m: abs(m.value))
+    sung = [m for m in canaries if abs(m.value) > most and not m.low <= 0.0 <= m.high]
+    if sung:
+        said = "; ".join(
+            f"{m.name} moved {m.value:+.2f} [{m.low:+.2f}, {m.high:+.2f}] more than the others" for m in sung
+        )
+        return _result("canaries", Verdict.FAIL, sung[0].value, most, f"{said}, allowed {most:.2f}")
+    reason = f"none of {len(canaries)} surely moved by more than {most:.2f}"
+    reason += f"; furthest {furthest.name} {furthest.value:+.2f}"
+    return _result("canaries", Verdict.PASS, furthest.value, most, reason)
+
+
+def _absent(report: EvalReport, name: str, threshold: float) -> GateResult:
+    """Missing evidence holds a candidate."""
+    reason = report.missing.get(name, "the report has none: `ratchet learn eval RUN --again` takes it")
+    return _result(name, Verdict.INCONCLUSIVE, math.nan, threshold, reason)
+
+
+def _shown(measure: Measure) -> str:
+    return f"{measure.value:.1%} [{measure.low:.1%}, {measure.high:.1%}]"
+
+
+def _change(measure: Measure) -> str:
+    after, before = measure.candidate or 0.0, measure.baseline or 0.0
+    return f"{after:.1%} after {before:.1%}: change [{measure.low:+.1%}, {measure.high:+.1%}]"
+
+
+def _worst(*verdicts: Verdict) -> Verdict:
+    return next((v for v in WORST_FIRST if v in verdicts), Verdict.ERROR)
 
 
 def _beyond(low: float, high: float, least: float) -> Verdict:

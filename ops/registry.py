@@ -4,7 +4,6 @@ Every change is compare-and-swap on a revision and writes its audit row first, i
 It decides nothing: `ops.gates` and `ops.rollout` do.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,8 @@ from sqlalchemy.exc import IntegrityError
 
 from feedback import database
 from feedback.errors import StateUnavailable
-from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, EvalReport, learned_from
+from ops import evaluation
+from ops.adapters import TRANSITIONS, Adapter, AdapterState, Change, learned_from
 from ops.errors import (
     InvalidAdapter,
     RegistryUnavailable,
@@ -37,6 +37,7 @@ from ops.errors import (
     TransitionRefused,
     UnknownAdapter,
 )
+from ops.evaluation import EvalReport
 from ops.traffic import TrafficTable
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,119}")
@@ -398,7 +399,7 @@ def _move(
         "changed_at": changed_at.isoformat(),
     }
     if change.report is not None:
-        values["report"] = _report_text(change.report)
+        values["report"] = evaluation.encode(change.report).decode()
     c.execute(update(_adapters).where(_adapters.c.name == known.name).values(values))
 
 
@@ -427,7 +428,7 @@ def _row(adapter: Adapter) -> dict[str, Any]:
     return {
         **msgspec.structs.asdict(adapter),
         "state": adapter.state.value,
-        "report": None if adapter.report is None else _report_text(adapter.report),
+        "report": None if adapter.report is None else evaluation.encode(adapter.report).decode(),
         "created_at": adapter.created_at.isoformat(),
         "changed_at": adapter.changed_at.isoformat(),
     }
@@ -436,15 +437,8 @@ def _row(adapter: Adapter) -> dict[str, Any]:
 def _adapter(row: Any) -> Adapter:
     values = _plain(row)
     if values["report"] is not None:
-        values["report"] = msgspec.json.decode(values["report"], type=EvalReport, strict=False)
+        values["report"] = evaluation.decode(values["report"])
     return msgspec.convert(values, Adapter, strict=False)
-
-
-def _report_text(report: EvalReport) -> str:
-    """As JSON; NaN and infinity, which JSON lacks, as strings, so that bad evidence can be read back."""
-    values = msgspec.structs.asdict(report)
-    odd = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
-    return msgspec.json.encode(values | odd).decode()
 
 
 def _plain(row: Any) -> dict[str, Any]:

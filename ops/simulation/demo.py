@@ -75,6 +75,8 @@ gae_lambda = 1.0
 step_s = 5.0
 step_turns = 10
 max_length_ratio = 2.5  # half of what the base model says is padding, and its users say so
+max_capability_loss = 0.3  # it answers every other question by luck: 24 answers vary by 0.14
+max_canary_shift = 1.0  # it changes its tone topic by topic, honestly
 """
 READY_S = 300.0
 TURN_S = 1200.0

@@ -1,16 +1,22 @@
 """What the gates will read: gains with honest intervals, KL, lengths and form."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from feedback.events import Message
 from learner.batches import Finish, Prompt, Sample
-from learner.evaluate import Plan, evaluate, kl_nats, well_formed
+from learner.errors import JudgeError
+from learner.evaluate import evaluate, kl_nats
+from learner.examination import Examination
+from learner.heldout import Drawn, Plan, form_measures, judge_measures, well_formed
 from learner.measures import brier, calibration_error, clustered_bootstrap, wilson
 from learner.models import LanguageActor, Role, Trunk
+from learner.probe_sets import Probe, ProbeSet
 from learner.sampling import LocalSampler
 from learner.train_reward import RewardReport
 
@@ -49,7 +55,7 @@ def test_a_policy_against_itself_gains_nothing(trunk: Trunk, prompts: list[Promp
         REPORT,
         baseline=Role.ROOT,
         baseline_name="base-1",
-    )
+    ).report
     assert (found.prompts, found.samples) == (8, 32)
     assert (found.reward_gain, found.reward_gain_low, found.reward_gain_high) == (0.0, 0.0, 0.0)
     assert found.kl_root_nats == found.kl_parent_nats == 0.0
@@ -74,10 +80,84 @@ def test_a_moved_policy_is_measured_against_parent_and_root_apart(
         REPORT,
         baseline=Role.PARENT,
         baseline_name="run-1",
-    )
+    ).report
     assert found.kl_parent_nats == pytest.approx(0.0, abs=1e-5)
     assert found.kl_root_nats > 0.01
     assert found.reward_gain == 0.0
+
+
+def test_judge_and_gold_read_the_same_replies(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """A policy against itself, which the judge likes in second place; gold knows all prompts but one."""
+    asked: list[str] = []
+
+    def arbiter(said: Sequence[Message], one: str, other: str) -> float | None:
+        asked.append(said[0]["content"])
+        return None if said[0]["content"] == "p0" else 0.25
+
+    plan = replace(
+        plan_for(prompts),
+        conversations={p.digest: [{"role": "user", "content": f"p{i}"}] for i, p in enumerate(prompts)},
+        examination=Examination(
+            probes=ProbeSet("one", (Probe(id="x", kind="harmful", turns=["Hi"]),)),
+            arbiter=arbiter,
+            judged_prompts=3,
+            gold=lambda said, text: None if said[0]["content"] == "p1" else 0.5,
+        ),
+    )
+    found = evaluate(
+        LanguageActor(trunk),
+        LocalSampler(trunk),
+        length,
+        plan,
+        REPORT,
+        baseline=Role.ROOT,
+        baseline_name=None,
+    )
+    judged, gold, harmful = (
+        found.report.measure(name) for name in ("judged_win_rate", "gold_gain", "under_refusal")
+    )
+    assert asked == ["p0", "p1", "p2"]
+    assert judged and (judged.value, judged.n) == (0.25, 2)
+    assert gold and (gold.value, gold.candidate, gold.n) == (0.0, 0.5, 7)
+    assert harmful and (harmful.value, harmful.n) == (0.0, 1)
+    assert set(found.report.missing) >= {"capability", "canaries"}
+    assert len(found.lines) == 1 + len(prompts)
+
+
+def test_a_judge_out_of_reach_costs_its_measure_and_no_turn(trunk: Trunk, prompts: list[Prompt]) -> None:
+    def away(said: Sequence[Message], one: str, other: str) -> float | None:
+        raise JudgeError("the judge does not answer")
+
+    plan = replace(
+        plan_for(prompts),
+        conversations={prompts[0].digest: [{"role": "user", "content": "?"}]},
+        examination=Examination(arbiter=away, judged_prompts=1),
+    )
+    drawn = Drawn([Sample(p, (1,)) for p in prompts for _ in range(4)], [], ["a"] * 32)
+    assert judge_measures(drawn, drawn, plan, np.random.default_rng(0)) == (
+        {},
+        {"judged_win_rate": "the judge does not answer"},
+    )
+
+
+def test_forms_are_counted_prompt_by_prompt(prompts: list[Prompt]) -> None:
+    """Two prompts of two samples; one reply of the candidate's four is empty, one asks back."""
+
+    def drawn(texts: list[str]) -> Drawn:
+        samples = [Sample(prompts[i // 2], (1,) * (len(text) or 1)) for i, text in enumerate(texts)]
+        return Drawn(samples, [], texts)
+
+    plan = replace(plan_for(prompts[:2]), samples_per_prompt=2)
+    rng = np.random.default_rng(0)
+    found = form_measures(drawn(["", "Yes.", "Why?", "Yes."]), drawn(["Yes."] * 4), plan, rng)
+    figures = {name: (m.candidate, m.baseline, m.value, m.n) for name, m in found.items()}
+    assert figures == {
+        "tokens": (3.25, 4.0, -0.75, 2),
+        "empty": (0.25, 0.0, 0.25, 2),
+        "truncated": (0.0, 0.0, 0.0, 2),
+        "repetitive": (0.0, 0.0, 0.0, 2),
+        "asks_back": (0.25, 0.0, 0.25, 2),
+    }
 
 
 def test_kl_of_a_reply_is_the_sum_over_its_tokens(trunk: Trunk, prompts: list[Prompt]) -> None:

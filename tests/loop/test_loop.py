@@ -18,10 +18,13 @@ from feedback.events import SignalReceived, TurnRecorded
 from feedback.keyring import KeyRing
 from feedback.review_queue import ReviewQueue
 from learner import turn as turns
+from learner.config import Eval, Judge
+from learner.examination import examination
 from ops import operators, vllm_adapters
 from ops import store as adapter_files
-from ops.adapters import Adapter, AdapterState, EvalReport, adapter_name
+from ops.adapters import Adapter, AdapterState, adapter_name
 from ops.config import Rollout
+from ops.evaluation import EvalReport
 from ops.reconcile import Controller, ensure_identity, reconcile
 from ops.registry import Registry
 from ops.transformers_engine import Engine, create_app
@@ -81,6 +84,7 @@ class Loop:
             learner=LEARNER,
             base_dir=self.base_dir,
             engine_urls=[self.engine_url],
+            examination=examination(self.deployment, Eval(), Judge()),
         )
 
 

@@ -12,9 +12,10 @@ from feedback.embedded import EmbeddedLog
 from feedback.eventlog import Topic
 from feedback.events import AdapterTransitioned, IdentitySource, TurnRecorded, TurnStatus, turn_event
 from ops import operators, store, vllm_adapters
-from ops.adapters import Adapter, AdapterState, EvalReport, adapter_name
+from ops.adapters import Adapter, AdapterState, adapter_name
 from ops.config import Rollout
 from ops.errors import RegistryUnavailable, TransitionRefused
+from ops.evaluation import EvalReport
 from ops.reconcile import Controller, View, agreement, ensure_identity, look_after, reconcile
 from ops.registry import Registry
 from tests.engines import RunningEngine, make_adapter
