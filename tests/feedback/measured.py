@@ -8,6 +8,8 @@ from feedback.conversations import fold
 from feedback.events import SignalKind
 from feedback.implicit import infer
 from tests.feedback.released import RELEASED
+from tests.feedback.third import THIRD
+from tests.feedback.third_clients import THIRD_MANNERS
 from tests.feedback.traffic import MANNERS, Label, Record, by_conversation, traffic
 from tests.feedback.unseen import UNSEEN
 from tests.feedback.unseen_clients import UNSEEN_MANNERS
@@ -16,7 +18,8 @@ from tests.feedback.wordings import DEVELOPMENT
 SETS = {
     "development": (DEVELOPMENT, MANNERS["development"], 11),
     "released": (RELEASED, MANNERS["released"], 23),
-    "unseen": (UNSEEN, UNSEEN_MANNERS, 37),
+    "third": (THIRD, THIRD_MANNERS, 37),
+    "unseen": (UNSEEN, UNSEEN_MANNERS, 53),
 }
 """What is said, how people and clients go about it, and the seed. Published is what `unseen` shows."""
 CHATS = 1500
