@@ -15,6 +15,7 @@ from typing import NamedTuple
 from feedback.alterations import Alteration, Change, Way, alteration
 from feedback.conversations import Conversation, Signal, Spoken, Turn
 from feedback.events import IdentitySource, SignalKind
+from feedback.frames import Frames
 from feedback.reactions import reaction
 from feedback.text import distance, said
 
@@ -117,20 +118,20 @@ def _branches(served: "_Served") -> Iterator[Signal]:
 
 def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
     """What the next message made of a reply. To one that was edited it says nothing: it follows the edit."""
-    reacted = set(edited)
+    reacted, frames = set(edited), Frames(served.turns)
     for turn in served.turns:
         if not turn.learn or served.by_a_program(turn):
             continue
         question = ""
         for answer, following in pairwise(turn.dialogue):
-            question = answer.text if answer.role == "user" else question
+            question = frames.own(answer) if answer.role == "user" else question
             if (answer.role, following.role) != ("assistant", "user") or not question:
                 continue
             source = served.source(answer, turn)
             if source is None or source.response_id in reacted:
                 continue
             reacted.add(source.response_id)
-            yield _inferred(reaction(question, source.reply, following.text), source, turn)
+            yield _inferred(reaction(question, source.reply, frames.own(following)), source, turn)
 
 
 class _Resent(NamedTuple):
