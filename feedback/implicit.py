@@ -7,7 +7,7 @@ without anybody disliking a reply is no signal.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,6 +37,12 @@ MIN_EDIT_DISTANCE = 0.02
 """An edit that changes less is a signal, but neither a pair nor a demonstration."""
 REWRITING_CLIENT_REPLIES = 3
 """From so many resent replies on, a client that reworded all of them rewords them by itself."""
+TIMED_REQUESTS = 3
+"""So many equal requests at equal intervals are a program's."""
+TIMER_S = 30.0
+"""The least interval of a timer; people who want another reply ask sooner."""
+TIMER_JITTER = 0.15
+"""By this share the longest of its intervals may exceed the shortest."""
 REPEATED_WORDS = 3
 """A client that put these many words into two replies, the same both times, does so by itself."""
 COURTESY_WORDS = 6
@@ -75,6 +81,8 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
         if turn.reply or not turn.complete:
             by_question[served.asked(turn), turn.instructions].append(turn)
     for turns in by_question.values():
+        if served.on_a_timer(turns):
+            continue
         for at, (first, second) in enumerate(pairwise(turns)):
             again = _asked_again(first, second, retry_window_s) and served.by_one_person(first, second)
             if not again or served.in_two_tabs(first, second):
@@ -187,7 +195,7 @@ def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
         case Way.LESS if not any(_is_courtesy(change) for change in own):
             at_end = any(change.at_end for change in own)
             whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
-            return bool(whole) and (not at_end or max(whole) >= len(one.text))
+            return bool(whole) and (not at_end or (Way.CUT not in ways and max(whole) >= len(one.text)))
     return False
 
 
@@ -342,13 +350,22 @@ class _Served:
         Where nobody is named, whoever drops a reply and asks the same at once is taken for one person if the
         question is so rare that chance would hardly bring two at that time.
         """
-        if IdentitySource.HISTORY not in (first.identity, second.identity) or not _opens(second):
+        if IdentitySource.HISTORY not in (first.identity, second.identity):
             return True
+        if not _opens(second):
+            return said(first.reply) != said(second.reply)  # a cold sampler tells two people the same
         pause_s = (second.started_at - first.ended_at).total_seconds()
         openings = sum(_opens(turn) for turn in self.turns) - 1
         span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
         dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
         return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
+
+    def on_a_timer(self, turns: Sequence[Turn]) -> bool:
+        """Whether a program asks this at fixed intervals and nobody goes on from any reply."""
+        if len(turns) < TIMED_REQUESTS or any(t.response_id in self._gone_on_with for t in turns):
+            return False
+        gaps_s = [(b.started_at - a.started_at).total_seconds() for a, b in pairwise(turns)]
+        return min(gaps_s) >= TIMER_S and max(gaps_s) <= (1.0 + TIMER_JITTER) * min(gaps_s)
 
     def lives_on_beside(self, first: Turn, second: Turn) -> bool:
         """Whether both replies were gone on with, as in two tabs: neither took the other's place."""
