@@ -1,6 +1,6 @@
 """What a client puts around its users' messages, as far as one conversation shows it. Knows no client.
 
-Context found for a question, memories, names, stamps and reminders are no words of the user's. They show
+Passages found for a question, memories, names, stamps and reminders are no words of the user's. They show
 in two ways: a message comes back barer than it was sent, or all messages begin or end alike up to a mark.
 """
 
@@ -49,11 +49,11 @@ class Frames:
             return
         bare = dict(_barer(s for messages in said for s in messages))
         learned = list(dict.fromkeys(_frame(text, own) for text, own in bare.items()))
-        for group in (newest, earlier):
-            alike = _alike(group)
-            for text in group:
-                framed = next(filter(None, (frame.inside(text) for frame in learned)), None)
-                self._own[text] = _QUOTED_LINES.sub("", bare.get(text) or framed or alike.get(text, text))
+        alike = [_alike(group) for group in (newest, earlier)]
+        for text in newest | earlier:
+            framed = next(filter(None, (frame.inside(text) for frame in learned)), text)
+            inner = bare.get(text) or min(framed, *(found.get(text, text) for found in alike), key=len)
+            self._own[text] = _QUOTED_LINES.sub("", inner)
 
     def own(self, spoken: Spoken) -> str:
         """What the user wrote of this message; all of it where nothing shows otherwise."""

@@ -81,6 +81,7 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
         if turn.reply or not turn.complete:
             by_question[served.asked(turn), turn.instructions].append(turn)
     for turns in by_question.values():
+        turns = [turn for turn in turns if not served.at_a_programs_pace(turn)]
         if served.on_a_timer(turns):
             continue
         for at, (first, second) in enumerate(pairwise(turns)):
@@ -124,9 +125,23 @@ def _branches(served: "_Served") -> Iterator[Signal]:
                 yield _inferred(SignalKind.BRANCH, first, second)
 
 
-def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
-    """What the next message made of a reply. To one that was edited it says nothing: it follows the edit."""
-    reacted, frames = set(edited), Frames(served.turns)
+class Answered(NamedTuple):
+    """A reply and the user's next message, both without what clients put around them."""
+
+    question: str
+    source: Turn
+    following: str
+    by: Turn
+    """The request that shows it."""
+
+
+def answered(conversation: Conversation, *, retry_window_s: float = 2.0) -> Iterator[Answered]:
+    """Each reply that a person went on from, once; what the message makes of it is not judged."""
+    return _answered(_Served(conversation, typing_s=min(TYPING_S, retry_window_s)))
+
+
+def _answered(served: "_Served") -> Iterator[Answered]:
+    known, frames = set(), Frames(served.turns)
     for turn in served.turns:
         if not turn.learn or served.by_a_program(turn):
             continue
@@ -136,10 +151,17 @@ def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
             if (answer.role, following.role) != ("assistant", "user") or not question:
                 continue
             source = served.source(answer, turn)
-            if source is None or source.response_id in reacted:
-                continue
-            reacted.add(source.response_id)
-            yield _inferred(reaction(question, source.reply, frames.own(following)), source, turn)
+            if source and source.response_id not in known:
+                known.add(source.response_id)
+                yield Answered(question, source, frames.own(following), turn)
+
+
+def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
+    """What the next message made of a reply. To one that was edited it says nothing: it follows the edit."""
+    for one in _answered(served):
+        if one.source.response_id not in edited:
+            kind = reaction(one.question, one.source.reply, one.following)
+            yield _inferred(kind, one.source, one.by)
 
 
 class _Resent(NamedTuple):
@@ -359,6 +381,15 @@ class _Served:
         span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
         dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
         return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
+
+    def at_a_programs_pace(self, turn: Turn) -> bool:
+        """Whether it came right after a reply to another question: nobody reads one and asks on so soon."""
+        at = bisect_left(self.turns, turn.started_at, key=lambda t: t.started_at)
+        before = self.turns[at - 1] if at else None
+        if before is None or before.user != turn.user or self.asked(before) == self.asked(turn):
+            return False
+        pause_s = (turn.started_at - before.ended_at).total_seconds()
+        return 0.0 <= pause_s < self._typing_s and not self.by_a_program(before)
 
     def on_a_timer(self, turns: Sequence[Turn]) -> bool:
         """Whether a program asks this at fixed intervals and nobody goes on from any reply."""
