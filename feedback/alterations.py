@@ -28,7 +28,11 @@ _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
 _SYMBOLS = frozenset("percent degree degrees celsius fahrenheit c f plus minus equals and".split())
 """What symbols are read as; the symbols themselves are no words."""
 _SPOKEN = dict(
-    zip("zero one two three four five six seven eight nine ten eleven twelve".split(), map(str, range(13)), strict=True)
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve".split(),
+        map(str, range(13)),
+        strict=True,
+    )
 ) | {
     word: unit
     for unit, words in {

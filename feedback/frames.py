@@ -4,9 +4,9 @@ Passages found for a question, memories, names, stamps and reminders are no word
 in two ways: a message comes back barer than it was sent, or all messages begin or end alike up to a mark.
 """
 
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from feedback.conversations import Spoken, Turn
@@ -102,5 +102,5 @@ def _alike(texts: Collection[str]) -> dict[str, str]:
 
 def _shared(rows: Sequence[Sequence[str]], marks: Collection[str]) -> int:
     """How many tokens all rows begin with, up to the last mark among them."""
-    common = os.path.commonprefix([*map(list, rows)])
+    common = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*rows, strict=False))]
     return next((n for n in range(len(common), 0, -1) if common[n - 1] in marks), 0)

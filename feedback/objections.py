@@ -99,7 +99,8 @@ _BAD = _words(
     " hallucinated fabricated invented flawed invalid unusable obsolete backwards upside_down vague"
     " generic off_topic out_of_date beside_the_point no_good no_help no_use not_it a_mess a_mistake"
     " an_error a_lie a_joke a_different_question impossible contradictory illogical the_opposite the_wrong"
-    " fishy suspicious dubious questionable a_misconception misconceptions a_myth a_fallacy absurd unreal worse"
+    " fishy suspicious dubious questionable a_misconception a_myth a_fallacy absurd"
+    " unreal worse misconceptions"
 )
 _GOOD = _words(
     "right correct true accurate helpful useful working what how why where it good enough relevant"
@@ -184,7 +185,8 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         rf"^(?:that|this|these|those) is not (?!(?:\w+ )?{_FINE}\b)",
         rf"\b{_REPLY} (?:\w+ ){{0,2}}?(?:not {_WORK}|{_FAILS})\b",
         rf"^(?:is )?(?:the |what an? )?{_BAD}(?: \w+)?(?: to me)?$|^{_TOO}\b",
-        rf"^(?:is )?not (?!right now\b)(?:{_WORK}|{_RIGHT}|that|this|those|these)\b(?! (?:i|it) (?:mind|matters?)\b)",
+        rf"^(?:is )?not (?!right now\b)(?:{_WORK}|{_RIGHT}|that|this|those|these)\b"
+        r"(?! (?:i|it) (?:mind|matters?)\b)",
         r"\bthere is (?:\w+ )?(?:mistakes?|errors?|something wrong|bugs?)"
         r"(?: in (?:your|the|this|that|step|line) \w+| in (?:it|this|that|there)| here)?$",
         r"\b(?:nothing to with|beside the point|off topic|no sense|out of date|the opposite of)\b",
@@ -192,7 +194,8 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"^(?:that|this|it) is (?:only )?about\b",
         rf"\b(?:none|not one|neither) of {_OF_IT}\b.*\b(?:real|exists?|happened|{_GOOD}|{_WORK})\b",
         rf"\b(?:half|most|much|some) of {_OF_IT}\b.*\bis (?:\w+ )?{_BAD}\b",
-        rf"\b(?:the|your) (?:\w+ )?{_PIECE}\b.*\bis (?:\w+ )?{_BAD}\b|\b(?:the|your) {_PIECE} .*\bis not {_GOOD}$",
+        rf"\b(?:the|your) (?:\w+ )?{_PIECE}\b.*\bis (?:\w+ )?{_BAD}\b",
+        rf"\b(?:the|your) {_PIECE} .*\bis not {_GOOD}$",
         r"\bin (?:the|a) (?:\w+ )?(?:wrong|opposite) (?:direction|way|order)\b",
         r"\bthere is no such\b|^no such\b",
     ),
@@ -227,7 +230,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"^i not (?:ask|request|say)\b(?! (?:to|any|you)\b)|^i not want .*\bi (?:want|need)\b",
         r"^i (?:need|want) something else\b",
         r"^(?:by|with) (?:that|this|it|which) i (?:\w+ )?meant\b",
-        r"\bi (?:\w+ )?(?:explained|expressed|described|put|phrased|worded) (?:\w+ )?(?:badly|wrong|unclearly|that wrong)\b",
+        r"\bi (?:\w+ )?(?:explained|expressed|described|put|phrased|worded) (?:\w+ )?(?:badly|wrong)\b",
         rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
         r"\b(?:my|the) (?:\w+ )?(?:question|message|request|point) (?:is|concerned|concerns)\b(?! how\b.*\?)",
         r"\bi (?:is |not )*(?:clearer|unclear|clear enough|not clear|more precise|more specific|imprecise)\b",
@@ -238,8 +241,9 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     "what came of it": (
         r"\bno (?:luck|success|avail|change|effect|difference)\b",
         r"\b(?:same|another|an|the) (?:\w+ )?(?:error|result|problem|issue|exception)(?: as before| again)?$",
-        r"\bnothing (?:\w+ )?(?:changed|changes|happened|happens|improved|improves|worked|works|helped|helps)$",
-        r"\b(?:is|got|gets|became|becomes|made (?:it|things)) (?:\w+ )?worse\b|\bnow (?:everything|it) is (?:gone|lost)\b",
+        r"\bnothing (?:\w+ )?(?:change[ds]|happen(?:ed|s)|improve[ds]|work(?:ed|s)|help(?:ed|s))$",
+        r"\b(?:is|got|gets|became|becomes|made (?:it|things)) (?:\w+ )?worse\b",
+        r"\bnow (?:everything|it) is (?:gone|lost)\b",
         r"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
         r"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same)\b",
     ),
@@ -286,13 +290,15 @@ _SLIP = re.compile(
     r"|i (?:pressed|hit|pasted|mistyped|misspelled|sent|forgot|posted|clicked|accidentally|made a typo)"
     r"|i should (?:add|mention)|wrong (?:window|chat|tab|button|file)"
     r"|(?:a )?correction on my|(?:stupid|silly|dumb|clumsy) (?:me|of me)"
-    r"|(?:ah |oh )?(?:wait\W+)?i (?:was|had|have|'d|'ve)(?: been)? (?:looking at|reading|using|holding|opened|typed|wrote"
-    r"|written|misread|confused|mixed|got|thinking of) (?:up )?(?:the|a|my|two|it) (?:wrong|other|two|own|things)"
+    r"|(?:ah |oh )?(?:wait\W+)?i (?:was|had|have|'d|'ve)(?: been)? (?:looking at|reading|using|holding|opened"
+    r"|typed|wrote|written|misread|confused|mixed|got|thinking of) (?:up )?(?:the|a|my|two|it)"
+    r" (?:wrong|other|two|own|things)"
     r")\b"
 )
 _SARCASM = re.compile(r"\bthanks? (?:you )?for (?:nothing|wasting)")
 _MATERIAL = re.compile(
-    r"^(?!let me )(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread|draft|answer|reply"
+    r"^(?!let me )(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread|draft|answer"
+    r"|reply"
     r"|respond|compose|paraphrase|improve|edit|make|say|put|explain|check|review|debug)\b[^:\n]*:.*",
     re.DOTALL,
 )

@@ -97,24 +97,24 @@ _ANNOUNCED = re.compile(
     r")[^\w]*"
 )
 
-_BEFORE = re.compile(r"(?:(?:hm+|ok|okay|well|sorry|so|right|alright)\W+){0,2}[^?.:!–\n]{2,70}(?:[:–]| - |\.(?=\s))\s*")
+_BEFORE = re.compile(
+    r"(?:(?:hm+|ok|okay|well|sorry|so|right|alright)\W+){0,2}[^?.:!–\n]{2,70}(?:[:–]| - |\.(?=\s))\s*"
+)
 _CLEARER = frozenset(
-    "again better brief briefly clear clearer clearly concise concretely different differently easier exact exactly plain"
-    " plainer plainly precise precisely properly repeat repeating rephrased restated reworded same short simple simpler"
-    " simplified simply specific specifically".split()
+    "again better brief briefly clear clearer clearly concise concretely different differently easier exact exactly"
+    " plain plainer plainly precise precisely properly repeat repeating rephrased restated reworded same short simple"
+    " simpler simplified simply specific specifically".split()
 )
 _ANEW = frozenset("another fresh more new next once other second third time twice".split())
-_ATTEMPT = frozenset(
-    "attempt formulation phrasing term terms try trying version way wording words".split()
-)
+_ATTEMPT = frozenset("attempt formulation phrasing term terms try trying version way wording words".split())
 _OF_ASKING = frozenset(
-    "ask asked asking describe explain explained express expressed mean meaning message phrase put putting query question"
-    " request say saying sentence spell state stated word write written".split()
+    "ask asked asking describe explain explained express expressed mean meaning message phrase put putting query"
+    " question request say saying sentence spell state stated word write written".split()
 )
 _FILLING = frozenset(
-    "a alright am and as be but can could d for from had have here hm hmm hope how i i'd i'll i'm in is it it's let let's"
-    " like ll m makes maybe me might my of ok okay or out perhaps right s should so sorry start that that's the then thing"
-    " this to understand was well what will with would".split()
+    "a alright am and as be but can could d for from had have here hm hmm hope how i i'd i'll i'm in is it it's"
+    " let let's like ll m makes maybe me might my of ok okay or out perhaps right s should so sorry start that that's the then"
+    " thing this to understand was well what will with would".split()
 )
 _OF_WORDING = _CLEARER | _ANEW | _ATTEMPT | _OF_ASKING | _FILLING
 """A lead of these words alone says nothing of the user's affairs."""

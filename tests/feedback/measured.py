@@ -1,12 +1,16 @@
 """How right `feedback.implicit` is about labelled traffic: counts, precision, recall."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
 from feedback.conversations import fold
-from feedback.events import SignalKind
-from feedback.implicit import infer
+from feedback.events import Event, SignalKind
+from feedback.implicit import Answered, answered, infer
+from feedback.objections import own_words
+from feedback.questions import BIAS, WEIGHTS, announces, comparable, score
+from feedback.reactions import reaction
 from tests.feedback.released import RELEASED
 from tests.feedback.third import THIRD
 from tests.feedback.third_clients import THIRD_MANNERS
@@ -61,6 +65,42 @@ def false_alarms(found: set[Label], record: Record) -> dict[str, tuple[int, int]
         if (kind, response_id) in found - record.truth:
             fooled.setdefault(name, set()).add(response_id)
     return {name: (len(befell[name]), len(fooled.get(name, ()))) for name in sorted(befell)}
+
+
+def out_of_reach(record: Record) -> Counter[SignalKind]:
+    """Labels whose reply and the chat's next request lie in two conversations."""
+    before: dict[str, Event] = {}
+    parted: set[str] = set()
+    for event in record.events:
+        chat = event.data.response_id.rpartition("-")[0]
+        if chat in before and before[chat].key != event.key:
+            parted.add(before[chat].data.response_id)
+        before[chat] = event
+    return Counter(kind for kind, response_id in record.truth if response_id in parted)
+
+
+def scored_rephrasings(record: Record, found: set[Label]) -> list[tuple[float, bool]]:
+    """How surely each next message asks the same again, and whether it does.
+
+    inf where it says so or repeats the question; -inf where it objects, or is not worth a score. To an edited
+    reply a message says nothing.
+    """
+    edited = {response_id for kind, response_id in found if kind is SignalKind.EDIT}
+    said = [one for events in by_conversation(record) for one in answered(fold(events))]
+    return [
+        (_surely(one), (SignalKind.REPHRASE, one.source.response_id) in record.truth)
+        for one in said
+        if one.source.response_id not in edited
+    ]
+
+
+def _surely(one: Answered) -> float:
+    kind = reaction(one.question, one.source.reply, one.following)
+    if kind is SignalKind.CORRECTION:
+        return -math.inf
+    if not announces(own_words(one.following)) and comparable(one.question, one.following):
+        return score(one.question, one.following, WEIGHTS, BIAS)
+    return math.inf if kind is SignalKind.REPHRASE else -math.inf
 
 
 @cache

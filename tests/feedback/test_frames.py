@@ -46,7 +46,9 @@ def test_alike_beginnings_of_questions_are_the_users():
     """Without a mark that sets them apart they are part of the sentence."""
     assert own(
         turn("r1", "How do I prune roses?", REPLY),
-        turn("r2", [user("How do I prune roses?"), assistant(REPLY), user("How do I prune figs?")], "", at=40),
+        turn(
+            "r2", [user("How do I prune roses?"), assistant(REPLY), user("How do I prune figs?")], "", at=40
+        ),
     ) == ["How do I prune roses?", "How do I prune figs?"]
 
 

@@ -1,4 +1,4 @@
-"""How the clients, people and assistants of the held-out set go about things; `unseen` has their words.
+"""How the clients, people and assistants of the third set go about things; `third` has their words.
 
 Each client is modelled on a real one, named in its docstring with a habit that is documented.
 """

@@ -1,4 +1,4 @@
-"""What the people of the held-out set ask about; `unseen` has what they say besides.
+"""What the people of the third set ask about; `third` has what they say besides.
 
 Each `asked` is one need in words of different people: careful, terse, rambling, hasty, not native.
 """

@@ -1,8 +1,8 @@
 """The held-out set: what its people say. The figures in docs/signals.md are measured on it.
 
-Written before anybody looked at the errors on the set that came before, and composed where that one was listed:
-openers, cores and ends meet by chance. Never look here, nor at what was missed, to make the rules better: what
-was looked at is for development. Wishes that annotators would disagree about are left out.
+Written before anybody looked at the errors on the set that came before, and composed where that one was
+listed: openers, cores and ends meet by chance. Never look here, nor at what was missed, to make the rules
+better: what was looked at is for development. Wishes that annotators would disagree about are left out.
 """
 
 import random
@@ -25,7 +25,20 @@ def composed(count: int, *parts: Sequence[str]) -> tuple[str, ...]:
     return tuple(made)
 
 
-SIGHS = ("", "", "", "", "Hmm. ", "ehm, ", "Look, ", "Honestly? ", "ugh. ", "Hang on. ", "Oh dear, ", "Er... ")
+SIGHS = (
+    "",
+    "",
+    "",
+    "",
+    "Hmm. ",
+    "ehm, ",
+    "Look, ",
+    "Honestly? ",
+    "ugh. ",
+    "Hang on. ",
+    "Oh dear, ",
+    "Er... ",
+)
 UNTRUE = (
     "half of this is untrue",
     "I looked it up and you are mistaken",
@@ -101,7 +114,19 @@ PLEAS = (
     "For the second time: ",
     "Still wondering: ",
 )
-ADDED = ("", "", "", "", "", "", " Thanks in advance.", " (simple version)", " Anyone?", " pls", " I'm in a hurry.")
+ADDED = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    " Thanks in advance.",
+    " (simple version)",
+    " Anyone?",
+    " pls",
+    " I'm in a hurry.",
+)
 
 GRATITUDE = (
     "thanks",
@@ -116,7 +141,17 @@ GRATITUDE = (
     "Thank you ever so much",
     "My thanks",
 )
-BEFORE_IT = ("", "", "", "Oh good, ", "Brilliant, ", "works like a charm, ", "perfect! ", "Ah, understood. ", "ok! ")
+BEFORE_IT = (
+    "",
+    "",
+    "",
+    "Oh good, ",
+    "Brilliant, ",
+    "works like a charm, ",
+    "perfect! ",
+    "Ah, understood. ",
+    "ok! ",
+)
 AFTER_IT = (
     "!",
     ".",
@@ -172,7 +207,9 @@ UNSEEN = Material(
     rephrasings=(
         *composed(110, PLEAS, ("{asked}",), ADDED),
         *("{asked}",) * 60,
-        *composed(12, ("", "", "hello?? ", "Once again, ", "I'm asking again: "), ("{same}",), ("", "?!", " ...")),
+        *composed(
+            12, ("", "", "hello?? ", "Once again, ", "I'm asking again: "), ("{same}",), ("", "?!", " ...")
+        ),
     ),
     thanks=composed(90, BEFORE_IT, GRATITUDE, AFTER_IT),
     thanks_and=composed(60, BEFORE_IT, GRATITUDE, (". {next}", "! {next}", ", and {next}", ". Next: {next}")),

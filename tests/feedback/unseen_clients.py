@@ -53,7 +53,9 @@ def html(text: str) -> str:
 def with_links(text: str) -> str:
     """A glossary links the first long word of each sentence."""
     return re.sub(
-        r"(?<=[.!?] )([A-Z][a-z]{5,})", r"[\1](/wiki/\1)", re.sub(r"^([A-Z][a-z]{5,})", r"[\1](/wiki/\1)", text)
+        r"(?<=[.!?] )([A-Z][a-z]{5,})",
+        r"[\1](/wiki/\1)",
+        re.sub(r"^([A-Z][a-z]{5,})", r"[\1](/wiki/\1)", text),
     )
 
 
@@ -87,7 +89,12 @@ SMALL = "zero one two three four five six seven eight nine ten eleven twelve".sp
 def spoken(text: str) -> str:
     """Figures as words, no marks, as a speech engine wants it."""
     text = re.sub(r"\b(\d|1[0-2])\b", lambda m: SMALL[int(m[1])], text)
-    for unit, word in (("cm", "centimetres"), ("dB", "decibels"), ("GB", "gigabytes"), ("kWh", "kilowatt hours")):
+    for unit, word in (
+        ("cm", "centimetres"),
+        ("dB", "decibels"),
+        ("GB", "gigabytes"),
+        ("kWh", "kilowatt hours"),
+    ):
         text = re.sub(rf"\b{unit}\b", word, text)
     return " ".join(re.sub(r"[*#`_:;()]|^- ", " ", text, flags=re.MULTILINE).split())
 
@@ -158,7 +165,9 @@ def stamped(rng: random.Random, material: Material) -> Callable[[str, int], str]
 def described(rng: random.Random, material: Material) -> Callable[[str, int], str]:
     """Page and screen as JSON below each message; the scroll position moves."""
     page, start = rng.choice(("/help/plants", "/account/orders", "/docs/backup")), rng.randint(0, 400)
-    return lambda asked, number: f'{asked}\n\n{{"page": "{page}", "scroll": {start + 120 * number}, "lang": "en"}}'
+    return lambda asked, number: (
+        f'{asked}\n\n{{"page": "{page}", "scroll": {start + 120 * number}, "lang": "en"}}'
+    )
 
 
 def mentioned(rng: random.Random, material: Material) -> Callable[[str, int], str]:
@@ -169,7 +178,9 @@ def mentioned(rng: random.Random, material: Material) -> Callable[[str, int], st
 
 def reminded(rng: random.Random, material: Material) -> Callable[[str, int], str]:
     """A reminder of the rules under the newest question."""
-    rule = rng.choice(("Answer in at most 120 words.", "Stay on topic; do not speculate.", "Cite page numbers."))
+    rule = rng.choice(
+        ("Answer in at most 120 words.", "Stay on topic; do not speculate.", "Cite page numbers.")
+    )
     return lambda asked, number: f"{asked}\n\n<system-reminder>{rule}</system-reminder>"
 
 
@@ -178,7 +189,12 @@ def mailed(history: History, about: str) -> History:
     made: History = []
     for message in history:
         earlier = made[-1] if made else None
-        if message["role"] == "user" and earlier and earlier["role"] == "assistant" and earlier.get("content"):
+        if (
+            message["role"] == "user"
+            and earlier
+            and earlier["role"] == "assistant"
+            and earlier.get("content")
+        ):
             quoted = "\n".join(f"> {line}" for line in earlier["content"].split("\n"))
             text = f"{message['content']}\n\nOn Mon, 2 Mar 2026, Assistant wrote:\n{quoted}\n\n--\nBest, Olu"
             message = {**message, "content": text}
@@ -225,7 +241,9 @@ def as_it_is(rng: random.Random, material: Material) -> Client:
     return Client(naming(rng), system=rng.choice(("", *material.systems)))
 
 
-def rewriting(habit: str, ways: tuple[Callable[[str], str], ...], rng: random.Random, material: Material) -> Client:
+def rewriting(
+    habit: str, ways: tuple[Callable[[str], str], ...], rng: random.Random, material: Material
+) -> Client:
     return Client(naming(rng), habit, rewrite=rng.choice(ways), buttons=rng.random() < 0.4)
 
 
@@ -244,7 +262,9 @@ def resending(habit: str, ways: tuple[Resend, ...], rng: random.Random, material
 
 
 def by_mail(rng: random.Random, material: Material) -> Client:
-    return Client("user", QUOTED_BELOW, resend=mailed, fools=(*MISTAKEN_FOR, SignalKind.CORRECTION), buttons=False)
+    return Client(
+        "user", QUOTED_BELOW, resend=mailed, fools=(*MISTAKEN_FOR, SignalKind.CORRECTION), buttons=False
+    )
 
 
 def summing_up(rng: random.Random, material: Material) -> Client:
@@ -313,7 +333,9 @@ def typed(rng: random.Random, text: str) -> str:
         return text.upper()
     if way < 0.15:
         return text.rstrip(".?! ") + rng.choice((" ..", "…", "??", " !"))
-    if way < 0.22 and (letters_at := [m.start() for m in re.finditer(r"(?<=[a-z]{2})[adegiklnorst](?=[a-z]{2})", text)]):
+    if way < 0.22 and (
+        letters_at := [m.start() for m in re.finditer(r"(?<=[a-z]{2})[adegiklnorst](?=[a-z]{2})", text)]
+    ):
         at = rng.choice(letters_at)
         return text[:at] + NEIGHBOURS[text[at]] + text[at + 1 :]
     return text
@@ -370,7 +392,9 @@ DEEDS: tuple[tuple[Callable[[Chat], None], int], ...] = (
 
 def digest(chat: Chat) -> None:
     """Every morning's report, asked at intervals that jitter; nobody looks at it twice."""
-    chat.client = changed(as_it_is(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing", "metadata")))
+    chat.client = changed(
+        as_it_is(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing", "metadata"))
+    )
     question, every_s = chat.question(), chat.rng.choice((60.0, 180.0, 600.0))
     for _ in range(chat.rng.randint(3, 6)):
         began = chat.clock
@@ -417,7 +441,11 @@ def in_pairs(facts: list[str]) -> str:
 
 
 def tabled(facts: list[str]) -> str:
-    return "\n| no. | what |\n|---|---|\n" + "\n".join(f"| {n} | {fact} |" for n, fact in enumerate(facts, 1)) + "\n\n"
+    return (
+        "\n| no. | what |\n|---|---|\n"
+        + "\n".join(f"| {n} | {fact} |" for n, fact in enumerate(facts, 1))
+        + "\n\n"
+    )
 
 
 # --- what people change in a reply

@@ -1,4 +1,4 @@
-"""What the people of the held-out set ask about: a small grammar of subjects and what one wants to know of them.
+"""What the people of the held-out set ask about: a grammar of subjects and what one wants to know.
 
 Every subject of a field meets every aspect of it, so that a question about another subject, or about another
 side of the same one, looks as much like asking again as it does in life. `unseen` has what is said besides.
@@ -460,7 +460,7 @@ SPORTS = Field(
 
 MACHINES = Field(
     (
-        ("dishwasher", "dish washer"),
+        ("microwave", "microwave oven"),
         ("espresso machine", "coffee maker"),
         ("tumble dryer", "clothes dryer"),
         ("chest freezer", "deep freezer"),
