@@ -161,7 +161,8 @@ def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
     for one in _answered(served):
         if one.source.response_id not in edited:
             kind = reaction(one.question, one.source.reply, one.following)
-            yield _inferred(kind, one.source, one.by)
+            if kind:
+                yield _inferred(kind, one.source, one.by)
 
 
 class _Resent(NamedTuple):

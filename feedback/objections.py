@@ -297,8 +297,8 @@ _SLIP = re.compile(
 )
 _SARCASM = re.compile(r"\bthanks? (?:you )?for (?:nothing|wasting)")
 _MATERIAL = re.compile(
-    r"^(?!let me )(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread|draft|answer"
-    r"|reply"
+    r"^(?!let me )(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread"
+    r"|draft|answer|reply"
     r"|respond|compose|paraphrase|improve|edit|make|say|put|explain|check|review|debug)\b[^:\n]*:.*",
     re.DOTALL,
 )

@@ -8,7 +8,7 @@ import re
 
 from feedback.events import SignalKind
 from feedback.objections import objection, own_words
-from feedback.questions import announces, asks_again
+from feedback.questions import announces, asks_again, repeats
 from feedback.text import plain, remembered, said
 
 _NO = re.compile(
@@ -57,17 +57,22 @@ _NO_THANKS = re.compile(
 
 
 @remembered(8192)
-def reaction(question: str, answer: str, following: str) -> SignalKind:
-    """What a user's message says of the answer before it."""
+def reaction(question: str, answer: str, following: str) -> SignalKind | None:
+    """What a user's message says of the answer before it; None where it may ask the same again, or may not.
+
+    By its words alone another question about the same thing looks like the same one in other words.
+    """
     own = own_words(following)
     if announces(own):
         return SignalKind.REPHRASE
     if objection(own) or _contradicts(question, answer, own):
         return SignalKind.CORRECTION
-    if asks_again(question, following):
+    if repeats(question, following):
         return SignalKind.REPHRASE
     thanks = _THANKS.search(own) and not _NO_THANKS.search(own) and not _NO.match(own)
-    return SignalKind.THANKS if thanks else SignalKind.CONTINUATION
+    if thanks:
+        return SignalKind.THANKS
+    return None if asks_again(question, following) else SignalKind.CONTINUATION
 
 
 def _contradicts(question: str, answer: str, own: str) -> bool:

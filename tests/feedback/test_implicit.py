@@ -336,9 +336,16 @@ def test_no_to_a_question_of_the_assistant_is_an_answer():
     assert reaction(QUESTION, "Do you mean a car?", "No, that's not what I asked") is SignalKind.CORRECTION
 
 
-@pytest.mark.parametrize("said", [QUESTION, "How can I reset my email password?", "Password reset: how?"])
+@pytest.mark.parametrize("said", [QUESTION, "Password reset: how?"])
 def test_this_asks_the_same_in_other_words(said):
     assert reaction(QUESTION, REPLY, said) is SignalKind.REPHRASE
+
+
+def test_what_may_or_may_not_ask_the_same_is_no_label():
+    """By its words alone, another question about the same thing looks like this one."""
+    asked = "How can I reset my email password?"
+    assert reaction(QUESTION, REPLY, asked) is None
+    assert kinds(FIRST, follow_up(asked)) == []
 
 
 @pytest.mark.parametrize(
