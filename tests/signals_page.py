@@ -54,11 +54,11 @@ def reach() -> str:
 
 def trade_off() -> str:
     """Precision and recall of rephrasings by how surely a message must ask the same again."""
-    lines = ["\nRephrasings, as precision / recall, if the score of questions had to exceed this:\n\n"]
+    lines = ["\nRephrasings, as precision / recall, if a question that is neither announced nor repeated counted from this score on:\n\n"]
     lines.append("| score over | " + " | ".join(TRADED) + " |\n| --- |" + " --- |" * len(TRADED) + "\n")
     columns = [_curve(name) for name in TRADED.values()]
     for threshold, *row in zip(THRESHOLDS, *columns, strict=True):
-        lines.append(f"| {'only announced or repeated' if math.isinf(threshold) else threshold} | ")
+        lines.append(f"| {'never: only announced or repeated' if math.isinf(threshold) else threshold} | ")
         lines.append(" | ".join(row) + " |\n")
     return "".join(lines)
 

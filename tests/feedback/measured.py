@@ -8,8 +8,7 @@ from functools import cache
 from feedback.conversations import fold
 from feedback.events import Event, SignalKind
 from feedback.implicit import Answered, answered, infer
-from feedback.objections import own_words
-from feedback.questions import BIAS, WEIGHTS, announces, comparable, score
+from feedback.questions import BIAS, WEIGHTS, comparable, score
 from feedback.reactions import reaction
 from tests.feedback.released import RELEASED
 from tests.feedback.third import THIRD
@@ -98,7 +97,7 @@ def _surely(one: Answered) -> float:
     kind = reaction(one.question, one.source.reply, one.following)
     if kind is SignalKind.CORRECTION:
         return -math.inf
-    if not announces(own_words(one.following)) and comparable(one.question, one.following):
+    if kind is not SignalKind.REPHRASE and comparable(one.question, one.following):
         return score(one.question, one.following, WEIGHTS, BIAS)
     return math.inf if kind is SignalKind.REPHRASE else -math.inf
 
