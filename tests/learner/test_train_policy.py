@@ -26,6 +26,7 @@ from learner.train_policy import (
     optimise,
     portions,
     run,
+    shuffled,
     start,
 )
 
@@ -53,7 +54,8 @@ def updated(trunk: Trunk, samples: list[Sample], ppo: PPO) -> list[Tensor]:
     return [p.detach().clone() for p in actor.policy_parameters()]
 
 
-@pytest.mark.parametrize("token_budget", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))])
+@pytest.mark.slow
+@pytest.mark.parametrize("token_budget", [1, 40, 100])
 def test_micro_batches_do_not_change_the_step(
     fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], token_budget: int
 ) -> None:
@@ -66,6 +68,7 @@ def test_micro_batches_do_not_change_the_step(
     assert any(bool(p.any()) for p in whole)
 
 
+@pytest.mark.slow
 def test_every_minibatch_is_an_optimizer_step(trunk: Trunk, prompts: list[Prompt]) -> None:
     """2 passes × 2 minibatches = 4 steps, counted."""
     actor = LanguageActor(trunk)
@@ -220,6 +223,16 @@ def test_experience_gathered_in_portions_is_the_same(trunk: Trunk, prompts: list
     assert torch.equal(found.scores_B, whole.scores_B)
     for name in ("old_BT", "reference_BT", "sampler_BT", "values_BT"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-5, rtol=0)
+
+
+def test_a_prompts_replies_stay_together_in_random_order(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """So they share their prompt's computation, and no epoch has the same minibatches as another."""
+    samples = draw(trunk, prompts)
+    orders = [shuffled(samples, torch.Generator().manual_seed(seed)).tolist() for seed in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(16))
+        assert all(order[i] // 2 == order[i + 1] // 2 for i in range(0, 16, 2))
+    assert orders[0] != orders[1]
 
 
 def test_portions_follow_from_the_samples_alone(trunk: Trunk, prompts: list[Prompt]) -> None:
