@@ -54,7 +54,7 @@ def reach() -> str:
 
 def trade_off() -> str:
     """Precision and recall of rephrasings by how surely a message must ask the same again."""
-    lines = ["\nRephrasings, as precision / recall, if a question that is neither announced nor repeated counted from this score on:\n\n"]
+    lines = ["\nRephrasings, as precision / recall, if any other question counted from this score on:\n\n"]
     lines.append("| score over | " + " | ".join(TRADED) + " |\n| --- |" + " --- |" * len(TRADED) + "\n")
     columns = [_curve(name) for name in TRADED.values()]
     for threshold, *row in zip(THRESHOLDS, *columns, strict=True):
