@@ -442,3 +442,25 @@ def test_a_shortened_history_still_shows_a_reaction():
     )
     cut = [user("And my name?"), assistant("Open the page of your profile."), user("That's wrong.")]
     assert ("correction", "r2") in kinds(FIRST, second, turn("r3", cut, "Sorry.", at=60))
+
+
+# --- programs that ask again
+
+
+def timed(*at: float) -> list:
+    return [turn(f"r{n}", QUESTION, f"Answer {n}.", at=second) for n, second in enumerate(at)]
+
+
+def test_a_timer_asks_nothing_again():
+    """Equal intervals of a minute are a program's; people ask once they have read."""
+    assert kinds(*timed(0, 60, 121, 180)) == []
+    assert len(kinds(*timed(0, 60, 180, 195))) == 3
+
+
+def test_a_conversation_replayed_at_a_programs_pace_asks_nothing_again():
+    """The last question comes again half a second after the reply to the first one."""
+    then = [user(QUESTION), assistant(REPLY), user("And by phone?")]
+    chat = [FIRST, turn("r2", then, "Call us.", at=40)]
+    again = [turn("r3", QUESTION, REPLY, at=300), turn("r4", then, "Ring us.", at=301.5)]
+    assert ("regeneration", "r2") not in kinds(*chat, *again)
+    assert ("regeneration", "r2") in kinds(*chat, turn("r4", then, "Ring us.", at=301.5))
