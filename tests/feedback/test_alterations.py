@@ -69,7 +69,7 @@ def test_grouped_figures_and_accents_are_the_same():
             "It holds 25 % at 3 cm and 20 °C.",
             "It holds 25 percent at three centimetres and 20 degrees Celsius",
         ),
-        ("Use `map` - it is (much) faster.", "Use `map` \\- it is \\(much\\) faster\\."),
+        ("Run `logs <name>` first.", "Run `logs <name\\>` first\\."),
         ("So:\n```python\nx = 1\n```\nDone.", "So:\n#+begin_src python\nx = 1\n#+end_src\nDone."),
     ],
     ids=["a voice", "escaped for a messenger", "Org mode"],

@@ -461,6 +461,6 @@ def test_a_conversation_replayed_at_a_programs_pace_asks_nothing_again():
     """The last question comes again half a second after the reply to the first one."""
     then = [user(QUESTION), assistant(REPLY), user("And by phone?")]
     chat = [FIRST, turn("r2", then, "Call us.", at=40)]
-    again = [turn("r3", QUESTION, REPLY, at=300), turn("r4", then, "Ring us.", at=301.5)]
+    again = [turn("r3", QUESTION, "Write to us.", at=300), turn("r4", then, "Ring us.", at=301.5)]
     assert ("regeneration", "r2") not in kinds(*chat, *again)
     assert ("regeneration", "r2") in kinds(*chat, turn("r4", then, "Ring us.", at=301.5))
