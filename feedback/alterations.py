@@ -1,7 +1,7 @@
 """How a reply that comes back differs from the one that was served. Judges nobody; `implicit` does."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from difflib import SequenceMatcher
 from enum import Enum
 from typing import NamedTuple
@@ -21,9 +21,42 @@ _ELLIPSIS = re.compile(
 _MASK = re.compile(
     r"[\[<{(][A-Z][A-Z_ ]{2,30}\d*[\]>})]|█+|\b[Xx]{4,}\b|\w\*{2,}\w?|(?<![\w*])\*{3,}(?![\w*])"
 )
+_FENCE = re.compile(r"```([a-z]+)")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _NOTE = re.compile(r"\([^()\n]{1,120}\)|\[[^\[\]\n]{1,120}\](?!\()")
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
+_SYMBOLS = frozenset("percent degree degrees celsius fahrenheit c f plus minus equals and".split())
+"""What symbols are read as; the symbols themselves are no words."""
+_SPOKEN = dict(
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve".split(),
+        map(str, range(13)),
+        strict=True,
+    )
+) | {
+    word: unit
+    for unit, words in {
+        "mm": "millimetre millimetres millimeter millimeters",
+        "cm": "centimetre centimetres centimeter centimeters",
+        "m": "metre metres meter meters",
+        "km": "kilometre kilometres kilometer kilometers",
+        "g": "gram grams gramme grammes",
+        "kg": "kilo kilos kilogram kilograms",
+        "l": "litre litres liter liters",
+        "ml": "millilitre millilitres milliliter milliliters",
+        "min": "minute minutes",
+        "h": "hour hours",
+        "s": "second seconds",
+        "kb": "kilobyte kilobytes",
+        "mb": "megabyte megabytes",
+        "gb": "gigabyte gigabytes",
+        "db": "decibel decibels",
+        "kwh": "kilowatthour kilowatthours",
+        "w": "watt watts",
+        "v": "volt volts",
+    }.items()
+    for word in words.split()
+}
 
 
 class Way(Enum):
@@ -64,11 +97,17 @@ class Alteration(NamedTuple):
 @remembered(8192)
 def alteration(served: str, resent: str) -> Alteration:
     """What became of the words of `served`."""
-    before, after = said(served)[:MAX_WORDS], said(resent)[:MAX_WORDS]
+    before, after = _aloud(served)[:MAX_WORDS], _aloud(resent)[:MAX_WORDS]
     if sorted(before) == sorted(after) or "".join(before) == "".join(after):
         return Alteration(Way.NONE)
-    changes = frozenset(_changes(before, after))
+    languages = frozenset(_FENCE.findall(served))
+    changes = frozenset(c for c in _changes(before, after) if c.old or not languages.issuperset(c.new))
     return Alteration(_way(served, resent, changes) if changes else Way.NONE, changes)
+
+
+def _aloud(text: str) -> tuple[str, ...]:
+    """Its words as a voice says them, be they written as figures, symbols or short forms of units."""
+    return tuple(_SPOKEN.get(word, word) for word in said(text) if word not in _SYMBOLS)
 
 
 def _way(served: str, resent: str, changes: Collection[Change]) -> Way:
@@ -76,9 +115,11 @@ def _way(served: str, resent: str, changes: Collection[Change]) -> Way:
         return Way.MARKED
     if not any(change.new for change in changes) and _whole_sentences(served, resent):
         return Way.LESS
-    if _is_cut(said(served), resent):
+    if _is_cut(served, resent, said) or _is_cut(served, resent, _aloud):
         return Way.CUT
-    return Way.MORE if all(_put_around(change) for change in changes) else Way.REWORDED
+    if not all(_put_around(change) for change in changes):
+        return Way.REWORDED
+    return Way.CUT if any(change.old for change in changes) else Way.MORE
 
 
 def _changes(before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Change]:
@@ -104,10 +145,10 @@ def _one_letter_apart(a: str, b: str) -> bool:
     return sum(block.size for block in matcher.get_matching_blocks()) >= max(len(a), len(b)) - 1
 
 
-def _is_cut(before: tuple[str, ...], resent: str) -> bool:
+def _is_cut(served: str, resent: str, words: Callable[[str], tuple[str, ...]]) -> bool:
     """Whether every piece of it, between marks of omission, stands in the reply, in that order."""
-    whole, at = "".join(before), 0
-    for piece in ("".join(said(p)) for p in _ELLIPSIS.split(resent)):
+    whole, at = "".join(words(served)), 0
+    for piece in ("".join(words(p)) for p in _ELLIPSIS.split(resent)):
         found = whole.find(piece, at)
         if found < 0:
             return False
@@ -117,9 +158,9 @@ def _is_cut(before: tuple[str, ...], resent: str) -> bool:
 
 def _whole_sentences(served: str, resent: str) -> bool:
     """Whether every sentence of it is one of the reply's."""
-    of_reply = {said(sentence) for sentence in _SENTENCES.split(served)}
+    of_reply = {_aloud(sentence) for sentence in _SENTENCES.split(served)}
     marked = len(_ELLIPSIS.findall(resent)) > len(_ELLIPSIS.findall(served))
-    return not marked and all(said(s) in of_reply for s in _SENTENCES.split(resent) if said(s))
+    return not marked and all(_aloud(s) in of_reply for s in _SENTENCES.split(resent) if said(s))
 
 
 def _put_around(change: Change) -> bool:

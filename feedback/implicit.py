@@ -7,7 +7,7 @@ without anybody disliking a reply is no signal.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from feedback.alterations import Alteration, Change, Way, alteration
 from feedback.conversations import Conversation, Signal, Spoken, Turn
 from feedback.events import IdentitySource, SignalKind
+from feedback.frames import Frames
 from feedback.reactions import reaction
 from feedback.text import distance, said
 
@@ -36,6 +37,12 @@ MIN_EDIT_DISTANCE = 0.02
 """An edit that changes less is a signal, but neither a pair nor a demonstration."""
 REWRITING_CLIENT_REPLIES = 3
 """From so many resent replies on, a client that reworded all of them rewords them by itself."""
+TIMED_REQUESTS = 3
+"""So many equal requests at equal intervals are a program's."""
+TIMER_S = 30.0
+"""The least interval of a timer; people who want another reply ask sooner."""
+TIMER_JITTER = 0.15
+"""By this share the longest of its intervals may exceed the shortest."""
 REPEATED_WORDS = 3
 """A client that put these many words into two replies, the same both times, does so by itself."""
 COURTESY_WORDS = 6
@@ -74,6 +81,9 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
         if turn.reply or not turn.complete:
             by_question[served.asked(turn), turn.instructions].append(turn)
     for turns in by_question.values():
+        turns = [turn for turn in turns if not served.at_a_programs_pace(turn)]
+        if served.on_a_timer(turns):
+            continue
         for at, (first, second) in enumerate(pairwise(turns)):
             again = _asked_again(first, second, retry_window_s) and served.by_one_person(first, second)
             if not again or served.in_two_tabs(first, second):
@@ -111,22 +121,44 @@ def _branches(served: "_Served") -> Iterator[Signal]:
                 yield _inferred(SignalKind.BRANCH, first, second)
 
 
-def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
-    """What the next message made of a reply. To one that was edited it says nothing: it follows the edit."""
-    reacted = set(edited)
+class Answered(NamedTuple):
+    """A reply and the user's next message, both without what clients put around them."""
+
+    question: str
+    source: Turn
+    following: str
+    by: Turn
+    """The request that shows it."""
+
+
+def answered(conversation: Conversation, *, retry_window_s: float = 2.0) -> Iterator[Answered]:
+    """Each reply that a person went on from, once; what the message makes of it is not judged."""
+    return _answered(_Served(conversation, typing_s=min(TYPING_S, retry_window_s)))
+
+
+def _answered(served: "_Served") -> Iterator[Answered]:
+    known, frames = set(), Frames(served.turns)
     for turn in served.turns:
         if not turn.learn or served.by_a_program(turn):
             continue
         question = ""
         for answer, following in pairwise(turn.dialogue):
-            question = answer.text if answer.role == "user" else question
+            question = frames.own(answer) if answer.role == "user" else question
             if (answer.role, following.role) != ("assistant", "user") or not question:
                 continue
             source = served.source(answer, turn)
-            if source is None or source.response_id in reacted:
-                continue
-            reacted.add(source.response_id)
-            yield _inferred(reaction(question, source.reply, following.text), source, turn)
+            if source and source.response_id not in known:
+                known.add(source.response_id)
+                yield Answered(question, source, frames.own(following), turn)
+
+
+def _reactions(served: "_Served", edited: Collection[str]) -> Iterator[Signal]:
+    """What the next message made of a reply. To one that was edited it says nothing: it follows the edit."""
+    for one in _answered(served):
+        if one.source.response_id not in edited:
+            kind = reaction(one.question, one.source.reply, one.following)
+            if kind:
+                yield _inferred(kind, one.source, one.by)
 
 
 class _Resent(NamedTuple):
@@ -182,7 +214,7 @@ def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
         case Way.LESS if not any(_is_courtesy(change) for change in own):
             at_end = any(change.at_end for change in own)
             whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
-            return bool(whole) and (not at_end or max(whole) >= len(one.text))
+            return bool(whole) and (not at_end or (Way.CUT not in ways and max(whole) >= len(one.text)))
     return False
 
 
@@ -336,13 +368,31 @@ class _Served:
         Where nobody is named, whoever drops a reply and asks the same at once is taken for one person if the
         question is so rare that chance would hardly bring two at that time.
         """
-        if IdentitySource.HISTORY not in (first.identity, second.identity) or not second.opens:
+        if IdentitySource.HISTORY not in (first.identity, second.identity):
             return True
+        if not second.opens:
+            return said(first.reply) != said(second.reply)  # a cold sampler tells two people the same
         pause_s = (second.started_at - first.ended_at).total_seconds()
         openings = sum(turn.opens for turn in self.turns) - 1
         span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
         dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
         return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
+
+    def at_a_programs_pace(self, turn: Turn) -> bool:
+        """Whether it came right after a reply to another question: nobody reads one and asks on so soon."""
+        at = bisect_left(self.turns, turn.started_at, key=lambda t: t.started_at)
+        before = self.turns[at - 1] if at else None
+        if before is None or before.user != turn.user or self.asked(before) == self.asked(turn):
+            return False
+        pause_s = (turn.started_at - before.ended_at).total_seconds()
+        return 0.0 <= pause_s < self._typing_s and not self.by_a_program(before)
+
+    def on_a_timer(self, turns: Sequence[Turn]) -> bool:
+        """Whether a program asks this at fixed intervals and nobody goes on from any reply."""
+        if len(turns) < TIMED_REQUESTS or any(t.response_id in self._gone_on_with for t in turns):
+            return False
+        gaps_s = [(b.started_at - a.started_at).total_seconds() for a, b in pairwise(turns)]
+        return min(gaps_s) >= TIMER_S and max(gaps_s) <= (1.0 + TIMER_JITTER) * min(gaps_s)
 
     def lives_on_beside(self, first: Turn, second: Turn) -> bool:
         """Whether both replies were gone on with, as in two tabs: neither took the other's place."""

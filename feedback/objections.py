@@ -44,7 +44,7 @@ _CONTRACTED = tuple(
         ),
         (
             ("ly",),
-            r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju|friend|like|love|sil|week|month|year)ly\b)"
+            r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju|friend|like|love|sil|week|month|year|bad)ly\b)"
             r"[a-z]{3,}ly\b",
             "",
         ),
@@ -124,7 +124,8 @@ _BAD = _words(
     " hallucinated fabricated invented flawed invalid unusable obsolete backwards upside_down vague"
     " generic off_topic out_of_date beside_the_point no_good no_help no_use not_it a_mess a_mistake"
     " an_error a_lie a_joke a_different_question impossible contradictory illogical the_opposite the_wrong"
-    " fishy suspicious dubious questionable"
+    " fishy suspicious dubious questionable a_misconception a_myth a_fallacy absurd"
+    " unreal worse misconceptions"
 )
 _GOOD = _words(
     "right correct true accurate helpful useful working what how why where it good enough relevant"
@@ -199,6 +200,9 @@ _ASKED = _words(
     " request requested hoping hoped thinking had is in_mind require"
 )
 
+_OF_IT = _words("it this that these those them what which your the")
+_PIECE = _words("part bit piece point sentence paragraph line step bullet claim first second third last rest")
+
 _GROUNDS: dict[str, tuple[str, ...]] = {
     "a verdict on the reply": (
         rf"\b{_REPLY} (?:is )?(?:the |an? )?(?:{_BAD}|{_TOO})\b",
@@ -206,12 +210,19 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         rf"^(?:that|this|these|those) is not (?!(?:\w+ )?{_FINE}\b)",
         rf"\b{_REPLY} (?:\w+ ){{0,2}}?(?:not {_WORK}|{_FAILS})\b",
         rf"^(?:is )?(?:the |what an? )?{_BAD}(?: \w+)?(?: to me)?$|^{_TOO}\b",
-        rf"^(?:is )?not (?:{_WORK}|{_RIGHT}|that|this|those|these)\b",
+        rf"^(?:is )?not (?!right now\b)(?:{_WORK}|{_RIGHT}|that|this|those|these)\b"
+        r"(?! (?:i|it) (?:mind|matters?)\b)",
         r"\bthere is (?:\w+ )?(?:mistakes?|errors?|something wrong|bugs?)"
-        r"(?: in (?:your|the|this|that|step|line) \w+| here)?$",
+        r"(?: in (?:your|the|this|that|step|line) \w+| in (?:it|this|that|there)| here)?$",
         r"\b(?:nothing to with|beside the point|off topic|no sense|out of date|the opposite of)\b",
         r"^(?:that|this|these|those|it) (?:is|only) (?!not\b)\w.* not \w+",
-        r"^(?:that|this) is (?:only )?about\b",
+        r"^(?:that|this|it) is (?:only )?about\b",
+        rf"\b(?:none|not one|neither) of {_OF_IT}\b.*\b(?:real|exists?|happened|{_GOOD}|{_WORK})\b",
+        rf"\b(?:half|most|much|some) of {_OF_IT}\b.*\bis (?:\w+ )?{_BAD}\b",
+        rf"\b(?:the|your) (?:\w+ )?{_PIECE}\b.*\bis (?:\w+ )?{_BAD}\b",
+        rf"\b(?:the|your) {_PIECE} .*\bis not {_GOOD}$",
+        r"\bin (?:the|a) (?:\w+ )?(?:wrong|opposite) (?:direction|way|order)\b",
+        r"\bthere is no such\b|^no such\b",
     ),
     "disbelief": (
         r"\bi not (?:\w+ )?(?:think|believe|buy|agree|see how|trust)(?!.*\bi (?:need|want))\b.*"
@@ -223,6 +234,7 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"^(?:there is )?no need to is \w+$",
         rf"^(?:i (?:think|believe|fear|guess|suspect) )?(?:that |this |it )?is {_BAD}$",
         r"^(?:since when|says who)\b",
+        r"\b(?:the (?:other way (?:a?round)|opposite|contrary|reverse)|otherwise)$",
         r"\bi (?:know|knew|tried|said) (?:that|this|all that|it)(?: before| myself| one)?$",
     ),
     "a verdict on the assistant": (
@@ -231,6 +243,9 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"\byou (?:made|is making) (?:\w+ ){0,2}up$",
         rf"\byou (?:is )?not (?:\w+ )?{_UNDERSTOOD}\b",
         rf"\byou {_GAVE} .*\b{_AMISS}\b",
+        r"\byou (?:is )?(?:got |made |making )?(?:an?|some|the|two) (?:\w+ )?(?:errors?|mistakes?|slips?)\b",
+        r"\b(?:talking|speaking|writing) past (?:each other|one another|me)\b",
+        r"^(?:let me|i have to|i must|allow me to) correct you\b",
         r"\byou (?:keep|kept) \w+ing\b",
         r"\b(?:missed|missing|got|get) (?:my|the) (?:point|question)\b(?<!got the point)",
     ),
@@ -239,6 +254,8 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         rf"^(?:what )?i (?:\w+ )?(?!(?:asked|said) {_SAID_ELSEWHERE}\b){_MEANT}\b(?! (?:to|it|well)\b)",
         r"^i not (?:ask|request|say)\b(?! (?:to|any|you)\b)|^i not want .*\bi (?:want|need)\b",
         r"^i (?:need|want) something else\b",
+        r"^(?:by|with) (?:that|this|it|which) i (?:\w+ )?meant\b",
+        r"\bi (?:\w+ )?(?:explained|expressed|described|put|phrased|worded) (?:\w+ )?(?:badly|wrong)\b",
         rf"^(?!(?:that|this|it|which|just|perfect) )(?:.* )?is what i (?:\w+ )?{_ASKED}\b",
         r"\b(?:my|the) (?:\w+ )?(?:question|message|request|point) (?:is|concerned|concerns)\b(?! how\b.*\?)",
         r"\bi (?:is |not )*(?:clearer|unclear|clear enough|not clear|more precise|more specific|imprecise)\b",
@@ -249,6 +266,9 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
     "what came of it": (
         r"\bno (?:luck|success|avail|change|effect|difference)\b",
         r"\b(?:same|another|an|the) (?:\w+ )?(?:error|result|problem|issue|exception)(?: as before| again)?$",
+        r"\bnothing (?:\w+ )?(?:change[ds]|happen(?:ed|s)|improve[ds]|work(?:ed|s)|help(?:ed|s))$",
+        r"\b(?:is|got|gets|became|becomes|made (?:it|things)) (?:\w+ )?worse\b",
+        r"\bnow (?:everything|it) is (?:gone|lost)\b",
         r"^i? ?(?:tried|did|followed) .*\b(?:not|nothing|fails?|failed|same|errors?|in vain)\b",
         r"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same)\b",
     ),
@@ -291,11 +311,16 @@ _SLIP = re.compile(
     r"|my (?:bad|mistake|fault|error|apologies)|ignore (?:the|my|that)"
     r"|i (?:pressed|hit|pasted|mistyped|misspelled|sent|forgot|posted|clicked|accidentally|made a typo)"
     r"|i should (?:add|mention)|wrong (?:window|chat|tab|button|file)"
+    r"|(?:a )?correction on my|(?:stupid|silly|dumb|clumsy) (?:me|of me)"
+    r"|(?:ah |oh )?(?:wait\W+)?i (?:was|had|have|'d|'ve)(?: been)? (?:looking at|reading|using|holding|opened"
+    r"|typed|wrote|written|misread|confused|mixed|got|thinking of) (?:up )?(?:the|a|my|two|it)"
+    r" (?:wrong|other|two|own|things)"
     r")\b"
 )
 _SARCASM = re.compile(r"\bthanks? (?:you )?for (?:nothing|wasting)")
 _MATERIAL = re.compile(
-    r"^(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread|draft|answer|reply"
+    r"^(?!let me )(?:\w+ ){0,2}(?:write|translate|rewrite|fix|correct|shorten|summari[sz]e|proofread"
+    r"|draft|answer|reply"
     r"|respond|compose|paraphrase|improve|edit|make|say|put|explain|check|review|debug)\b[^:\n]*:.*",
     re.DOTALL,
 )

@@ -98,23 +98,68 @@ _ANNOUNCED = re.compile(
     r")[^\w]*"
 )
 
+_BEFORE = re.compile(
+    r"(?:(?:hm+|ok|okay|well|sorry|so|right|alright)\W+){0,2}[^?.:!–\n]{2,70}(?:[:–]| - |\.(?=\s))\s*"
+)
+_CLEARER = frozenset(
+    "again better brief briefly clear clearer clearly concise concretely different differently easier"
+    " exact exactly plain plainer plainly precise precisely properly repeat repeating rephrased restated"
+    " reworded same short simple simpler simplified simply specific specifically".split()
+)
+_ANEW = frozenset("another fresh more new next once other second third time twice".split())
+_ATTEMPT = frozenset("attempt formulation phrasing term terms try trying version way wording words".split())
+_OF_ASKING = frozenset(
+    "ask asked asking describe explain explained express expressed mean meaning message phrase put"
+    " putting query question request say saying sentence spell state stated word write written".split()
+)
+_FILLING = frozenset(
+    "a alright am and as be but can could d for from had have here hm hmm hope how i i'd i'll i'm in is"
+    " it it's let let's like ll m makes maybe me might my of ok okay or out perhaps right s should so"
+    " sorry start that that's the then thing this to understand was well what will with would".split()
+)
+_OF_WORDING = _CLEARER | _ANEW | _ATTEMPT | _OF_ASKING | _FILLING
+"""A lead of these words alone says nothing of the user's affairs."""
+
 
 def announces(own: str) -> bool:
     """Whether a message in lower case says that it asks the same again, and then asks."""
-    found = _ANNOUNCED.match(own)
+    found = _ANNOUNCED.match(own) or _of_wording(own)
     return found is not None and bool(content_words(own[found.end() :]))
 
 
+def _of_wording(own: str) -> re.Match[str] | None:
+    """A few words before the question that are about its wording, and about nothing else."""
+    lead = _BEFORE.match(own)
+    words = frozenset(_WORDS.findall(lead[0])) if lead else frozenset()
+    anew = words & _CLEARER or (words & _ANEW and words & _ATTEMPT)
+    return lead if anew and words <= _OF_WORDING else None
+
+
 def asks_again(question: str, following: str) -> bool:
-    """Whether it asks the same. A nod said twice asks nothing twice."""
-    asked = content_words(_LEAD.sub("", plain(question).casefold()))
-    if all(len(word) < 5 for word in asked) or not content_words(following):
+    """Whether it looks as if it asked the same: no more than a suspicion where the words are others."""
+    if all(len(word) < 5 for word in _asked(question)) or not content_words(following):
         return False
-    if sorted("".join(said(question))) == sorted("".join(said(following))):
-        return len(asked) > 1
-    if not comparable(question, following):
-        return False
-    return score(question, following, WEIGHTS, BIAS) > 0
+    if _same_letters(question, following):
+        return repeats(question, following)
+    return comparable(question, following) and score(question, following, WEIGHTS, BIAS) > 0
+
+
+def repeats(question: str, following: str) -> bool:
+    """Whether it asks with the same words of the topic and no others. A nod said twice asks nothing."""
+    asked = _asked(question)
+    if _same_letters(question, following):
+        return len(asked) > 1 and any(len(word) > 4 for word in asked)
+    before, after = (_topic(_LEAD.sub("", plain(text).casefold())) for text in (question, following))
+    same = all(known(w, after) for w in before) and all(known(w, before) for w in after)
+    return len(before) > 1 and same and asks_again(question, following)
+
+
+def _asked(question: str) -> frozenset[str]:
+    return content_words(_LEAD.sub("", plain(question).casefold()))
+
+
+def _same_letters(question: str, following: str) -> bool:
+    return sorted("".join(said(question))) == sorted("".join(said(following)))
 
 
 def score(question: str, following: str, weights: Mapping[str, float], bias: float) -> float:

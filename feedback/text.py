@@ -43,14 +43,18 @@ _ADDRESS = re.compile(r"\(?\b(?:https?://|www\.)[^\s<>()]+\)?")
 _CITATION = re.compile(r"\[\^?\d{1,3}\](?::\s)?")
 _SMALL_FIGURE = re.compile(r"【[^】]{1,40}】|[⁰¹²³⁴-⁹₀-₉]")
 _FENCE_LANGUAGE = re.compile(r"(```|~~~)[\w+-]*")
-_LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)](?=\s)", re.MULTILINE)
+_LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)]\*{0,3}(?=\s)", re.MULTILINE)
 _EMOJI_NAME = re.compile(r"(?<!\w):[a-z][a-z_]+:(?!\w)")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff\u0300-\u036f]")
 _THOUSANDS = re.compile(r"(?<=\d)[.,' ](?=\d{3}(?!\d))")
 _NUMBERED_OR_GROUPED = re.compile(r"\d(?:[.)]\s|[.,' ]\d)")
 """What both of these need, and few texts have."""
 _APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_ESCAPED = re.compile(r"\\([^\w\s])")
+_ORG_BLOCK = re.compile(r"#\+(?:begin|end)_\w+(?: [\w+-]+$)?", re.MULTILINE | re.IGNORECASE)
 _CHANGED_ON_THE_WAY = (
+    ("\\", _ESCAPED, r"\1"),
+    ("#+", _ORG_BLOCK, " "),
     ("</", _THOUGHT, " "),
     ("](", _LINK, r"\1"),
     ("http", _ADDRESS, " "),

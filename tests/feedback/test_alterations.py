@@ -60,3 +60,19 @@ def test_a_letter_more_or_less_is_spelling():
 
 def test_grouped_figures_and_accents_are_the_same():
     assert alteration("The café takes 1,500 guests", "The cafe takes 1500 guests").way is Way.NONE
+
+
+@pytest.mark.parametrize(
+    ("served", "resent"),
+    [
+        (
+            "It holds 25 % at 3 cm and 20 °C.",
+            "It holds 25 percent at three centimetres and 20 degrees Celsius",
+        ),
+        ("Run `logs <name>` first.", "Run `logs <name\\>` first\\."),
+        ("So:\n```python\nx = 1\n```\nDone.", "So:\n#+begin_src python\nx = 1\n#+end_src\nDone."),
+    ],
+    ids=["a voice", "escaped for a messenger", "Org mode"],
+)
+def test_the_same_words_in_another_notation_are_the_same(served, resent):
+    assert alteration(served, resent).way is Way.NONE

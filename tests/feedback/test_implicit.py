@@ -336,9 +336,16 @@ def test_no_to_a_question_of_the_assistant_is_an_answer():
     assert reaction(QUESTION, "Do you mean a car?", "No, that's not what I asked") is SignalKind.CORRECTION
 
 
-@pytest.mark.parametrize("said", [QUESTION, "How can I reset my email password?", "Password reset: how?"])
+@pytest.mark.parametrize("said", [QUESTION, "Password reset: how?"])
 def test_this_asks_the_same_in_other_words(said):
     assert reaction(QUESTION, REPLY, said) is SignalKind.REPHRASE
+
+
+def test_what_may_or_may_not_ask_the_same_is_no_label():
+    """By its words alone, another question about the same thing looks like this one."""
+    asked = "How can I reset my email password?"
+    assert reaction(QUESTION, REPLY, asked) is None
+    assert kinds(FIRST, follow_up(asked)) == []
 
 
 @pytest.mark.parametrize(
@@ -435,3 +442,25 @@ def test_a_shortened_history_still_shows_a_reaction():
     )
     cut = [user("And my name?"), assistant("Open the page of your profile."), user("That's wrong.")]
     assert ("correction", "r2") in kinds(FIRST, second, turn("r3", cut, "Sorry.", at=60))
+
+
+# --- programs that ask again
+
+
+def timed(*at: float) -> list:
+    return [turn(f"r{n}", QUESTION, f"Answer {n}.", at=second) for n, second in enumerate(at)]
+
+
+def test_a_timer_asks_nothing_again():
+    """Equal intervals of a minute are a program's; people ask once they have read."""
+    assert kinds(*timed(0, 60, 121, 180)) == []
+    assert len(kinds(*timed(0, 60, 180, 195))) == 3
+
+
+def test_a_conversation_replayed_at_a_programs_pace_asks_nothing_again():
+    """The last question comes again half a second after the reply to the first one."""
+    then = [user(QUESTION), assistant(REPLY), user("And by phone?")]
+    chat = [FIRST, turn("r2", then, "Call us.", at=40)]
+    again = [turn("r3", QUESTION, "Write to us.", at=300), turn("r4", then, "Ring us.", at=301.5)]
+    assert ("regeneration", "r2") not in kinds(*chat, *again)
+    assert ("regeneration", "r2") in kinds(*chat, turn("r4", then, "Ring us.", at=301.5))

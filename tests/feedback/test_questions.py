@@ -78,3 +78,23 @@ def test_the_weights_are_those_that_the_fit_gives():
 def test_hard_cases_hold_both_kinds():
     cases = requests.hard()
     assert {case.again for case in cases} == {True, False}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ok other words: where does the letter go?",
+        "Maybe this is clearer: where does the letter go?",
+        "I'll try to be more precise. Where does the letter go?",
+    ],
+)
+def test_a_lead_about_the_wording_announces_the_question_again(said):
+    assert announces(said.casefold())
+
+
+@pytest.mark.parametrize(
+    "said", ["Next: where does the letter go?", "And another question: where is it?", "At home: where is it?"]
+)
+def test_a_lead_about_the_matter_announces_nothing(said):
+    """Another question is not the same one in other words."""
+    assert not announces(said.casefold())

@@ -30,8 +30,8 @@ def missed(*case: object) -> object:
     ("kind", "goal"),
     [
         missed(SignalKind.EDIT, 0.98),
-        missed(SignalKind.REGENERATION, 0.98),
-        missed(SignalKind.REPHRASE, 0.9),
+        (SignalKind.REGENERATION, 0.98),
+        (SignalKind.REPHRASE, 0.9),
         missed(SignalKind.CORRECTION, 0.9),
     ],
 )

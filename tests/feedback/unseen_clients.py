@@ -1,15 +1,16 @@
 """How the clients, people and assistants of the held-out set go about things; `unseen` has their words.
 
-Each client is modelled on a real one, named in its docstring with a habit that is documented.
+No client does what one of the other sets does: they stamp, translate, retrieve anew for each question, quote
+mails, mend spelling, transcribe, replay. People take their time by the length of what they read and write.
 """
 
 import random
 import re
-import textwrap
 from collections.abc import Callable
+from functools import partial
 
-from feedback.events import Message, SignalKind, TurnStatus
-from tests.feedback.builders import assistant, system, user
+from feedback.events import SignalKind
+from tests.feedback.builders import assistant, user
 from tests.feedback.traffic import (
     Chat,
     Client,
@@ -22,371 +23,295 @@ from tests.feedback.traffic import (
 )
 from tests.feedback.wordings import Material, Topic
 
-TIDIED = "whitespace or markdown normalised"
+SURROUNDED = "context added to the question"
+LINKED = "terms linked or explained in the reply"
+SPELT = "spelling and units adapted to the reader"
+SPOKEN = "replies as a voice reads them"
+QUOTED_BELOW = "the reply quoted below the answer, as in mails"
 CUT = "history truncated"
 SUMMED_UP = "history summarised"
+TIDIED = "whitespace or markdown normalised"
 TOOLS = "tool calls and results in the history"
-SURROUNDED = "context added to the question"
-SPOKEN = "replies as a voice reads them"
-MASKED = "personal data masked by a proxy"
-PENSIVE = "reasoning taken out of the reply"
-SPLIT = "one reply in several messages"
 SIGNED = "a footer under every reply"
-
-
-# --- what clients make of a reply
-
-
-def mrkdwn(text: str) -> str:
-    """Slack's dialect has single asterisks, no headings, and links the other way round."""
-    text = re.sub(r"^#+ (.+)$", r"*\1*", text, flags=re.MULTILINE)
-    text = re.sub(r"\[([^\]]+)\]\((\S+?)\)", r"<\2|\1>", text)
-    return text.replace("**", "*")
-
-
-def markdown_v2(text: str) -> str:
-    """Telegram wants each reserved character behind a backslash."""
-    return re.sub(r"([_\[\]()~>#+\-=|{}.!])", r"\\\1", text.replace("**", "*"))
-
-
-GSM_7 = str.maketrans(
-    {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "-", "–": "-", "‑": "-", "…": "...", "·": ".", "→": "->"}
-)
-
-
-def smart_encoded(text: str) -> str:
-    """SMS gateways replace what is not in the GSM-7 alphabet by what looks alike."""
-    return text.translate(GSM_7)
-
-
-def org(text: str) -> str:
-    """Org mode has its own bold, code, headings and blocks."""
-    text = re.sub(r"```(\w*)\n(.*?)\n```", r"#+begin_src \1\n\2\n#+end_src", text, flags=re.DOTALL)
-    text = re.sub(r"^#+ ", "** ", text, flags=re.MULTILINE)
-    return re.sub(r"`([^`\n]+)`", r"=\1=", re.sub(r"\*\*(\S.*?\S)\*\*", r"*\1*", text))
-
-
-SYMBOLS = ((" %", " percent"), ("%", " percent"), (" °C", " degrees"), ("&", "and"), ("+", " plus "))
-
-
-def aloud(text: str) -> str:
-    """What a voice says: no markup, and symbols as words."""
-    text = re.sub(r"[*`#_]|^\s*(?:-|\d+\.) ", "", text, flags=re.MULTILINE)
-    for symbol, words in SYMBOLS:
-        text = text.replace(symbol, words)
-    return " ".join(text.split())
-
-
-def interrupted(text: str) -> str:
-    """What was said before the listener cut in, which about every third listener does."""
-    words = text.split()
-    chance = random.Random(text)
-    return " ".join(words[: chance.randint(1, len(words))]) if chance.random() < 0.35 else text
-
-
-def hard_wrapped(text: str) -> str:
-    """Mail breaks lines at 72 characters."""
-    return "\n".join(textwrap.fill(line, 72, break_on_hyphens=False) for line in text.split("\n"))
-
-
-def without_thoughts(text: str) -> str:
-    return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
-
-
-def thinking(text: str) -> str:
-    """A reply of a model that writes its reasoning into the content."""
-    return f"<think>\nThe user wants an answer about this. Start with: {text[:60]}\n</think>\n\n{text}"
-
-
-MASKS = (
-    (r"\b(?:Hawking|Rayleigh|Ben|Lena|Pim|Grisha|Karin|Yusuf)\b", "<PERSON>"),
-    (r"\b(?:Kyoto|Nara|Oslo|Madrid|Paris|Mars|Graz|Canada|Montreal)\b", "<LOCATION>"),
-    (r"\b(?:\d+|two|three|ten|twenty) (?:minutes?|hours?|days?|weeks?|months?|years?)\b", "<DATE_TIME>"),
-)
-
-
-def masked(text: str) -> str:
-    for pattern, mask in MASKS:
-        text = re.sub(pattern, mask, text)
-    return text
-
-
-# --- what clients make of a history
+REPLAYED = "a conversation replayed by a test harness"
+TIMED = "the same request on a timer"
+MISTAKEN_FOR = (SignalKind.EDIT, SignalKind.BRANCH, SignalKind.REPHRASE)
 
 Resend = Callable[[History, str], History]
 
 
-def each(role: str, change: Callable[[str], str]) -> Resend:
-    def resend(history: History, about: str) -> History:
-        return [
-            {**m, "content": change(m["content"])} if m["role"] == role and m.get("content") else m
-            for m in history
-        ]
-
-    return resend
+# --- what clients do to a reply
 
 
-def last_question(history: History) -> int:
+def html(text: str) -> str:
+    """Teams cards and ticket systems keep rich text."""
+    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"^[-*] (.+)$", r"<li>\1</li>", text, flags=re.MULTILINE)
+    return "<div>" + text.replace("\n\n", "</div><div>&nbsp;</div><div>").replace("\n", "<br/>") + "</div>"
+
+
+def with_links(text: str) -> str:
+    """A glossary links the first long word of each sentence."""
+    return re.sub(
+        r"(?<=[.!?] )([A-Z][a-z]{5,})",
+        r"[\1](/wiki/\1)",
+        re.sub(r"^([A-Z][a-z]{5,})", r"[\1](/wiki/\1)", text),
+    )
+
+
+TERMS = {"larvae": "young of insects", "kWh": "kilowatt hours", "TLS": "encrypted transport", "core": "trunk"}
+
+
+def with_explanations(text: str) -> str:
+    for term, meaning in TERMS.items():
+        text = re.sub(rf"\b{term}\b", f"{term} ({meaning})", text, count=1)
+    return text
+
+
+AMERICAN = (("licence", "license"), ("odour", "odor"), ("metres", "meters"), ("programme", "program"))
+
+
+def american(text: str) -> str:
+    for british, us in AMERICAN:
+        text = re.sub(british, us, text)
+    return text
+
+
+def in_inches(text: str) -> str:
+    """A shop adapts lengths and money to where the reader is."""
+    text = re.sub(r"\b(\d+) cm\b", lambda m: f"{round(int(m[1]) / 2.54, 1)} in", text)
+    return re.sub(r"\b(\d+) euros\b", lambda m: f"${round(int(m[1]) * 1.1)}", text)
+
+
+SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def spoken(text: str) -> str:
+    """Figures as words, no marks, as a speech engine wants it."""
+    text = re.sub(r"\b(\d|1[0-2])\b", lambda m: SMALL[int(m[1])], text)
+    for unit, word in (
+        ("cm", "centimetres"),
+        ("dB", "decibels"),
+        ("GB", "gigabytes"),
+        ("kWh", "kilowatt hours"),
+    ):
+        text = re.sub(rf"\b{unit}\b", word, text)
+    return " ".join(re.sub(r"[*#`_:;()]|^- ", " ", text, flags=re.MULTILINE).split())
+
+
+def barged_in(text: str) -> str:
+    """Up to where the listener spoke, with a mark for it."""
+    words = text.split()
+    chance = random.Random(text)
+    if chance.random() < 0.6:
+        return text
+    return " ".join(words[: chance.randint(3, max(3, len(words) - 3))]) + " [interrupted by user]"
+
+
+def without_courtesies(text: str) -> str:
+    """Emoji, exclamation marks and headings go: the house style."""
+    return re.sub(r"^#+ .*\n+", "", text.replace("!", "."), flags=re.MULTILINE)
+
+
+# --- what clients do to a history
+
+
+def asked_last(history: History) -> int:
     return max(at for at, message in enumerate(history) if message["role"] == "user")
 
 
-def trimmed(budget: int) -> Resend:
-    """The newest messages that fit into so many characters, beginning with one of the user."""
+def wrapping(newest_only: bool, wrap: Callable[[str, int], str]) -> Resend:
+    """Wraps the newest question, or all; `wrap` is given the number of the question."""
 
     def resend(history: History, about: str) -> History:
-        start, left = len(history), budget
-        while start and (left := left - len(history[start - 1].get("content") or "")) >= 0:
-            start -= 1
-        asked = [at for at, m in enumerate(history) if m["role"] == "user" and at >= start]
-        return history[asked[0] if asked else last_question(history) :]
+        made, number = [], 0
+        for at, message in enumerate(history):
+            if message["role"] == "user":
+                number += 1
+                if at == asked_last(history) or not newest_only:
+                    message = {**message, "content": wrap(message["content"], number)}
+            made.append(message)
+        return made
 
     return resend
 
 
-def window(messages: int) -> Resend:
+def retrieved(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """Passages that fit the question: of the topic that shares most words with it, others each time."""
+    seed = rng.random()
+
+    def wrap(asked: str, number: int) -> str:
+        chance = random.Random(f"{seed} {number}")
+        words = set(re.findall(r"[a-z]{4,}", asked.casefold()))
+        near = max(material.topics, key=lambda t: len(words & set(" ".join(t.asked).casefold().split())))
+        found = "\n\n".join(f"[{n}] {fact}" for n, fact in enumerate(chance.sample(near.facts, 3), 1))
+        return f"Use these search results if they help.\n\n{found}\n\nQuestion: {asked}"
+
+    return wrap
+
+
+def remembering(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """What was noted about the person before, with each message."""
+    notes = "\n".join(f"- asked before: {rng.choice(rng.choice(material.topics).asked)}" for _ in range(3))
+    return lambda asked, number: f"<memories>\n{notes}\n</memories>\n{asked}"
+
+
+def stamped(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """The minute it was sent."""
+    hour, minute = rng.randint(7, 20), rng.randint(0, 30)
+    return lambda asked, number: f"[2026-03-02 {hour:02}:{minute + number:02} CET] {asked}"
+
+
+def described(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """Page and screen as JSON below each message; the scroll position moves."""
+    page, start = rng.choice(("/help/plants", "/account/orders", "/docs/backup")), rng.randint(0, 400)
+    return lambda asked, number: (
+        f'{asked}\n\n{{"page": "{page}", "scroll": {start + 120 * number}, "lang": "en"}}'
+    )
+
+
+def mentioned(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """Channels put the name of the bot before, and who writes."""
+    name = rng.choice(("Tove", "J. Adeyemi", "mina_k"))
+    return lambda asked, number: f"<at>Helper</at> {asked} — {name}, sent from mobile"
+
+
+def reminded(rng: random.Random, material: Material) -> Callable[[str, int], str]:
+    """A reminder of the rules under the newest question."""
+    rule = rng.choice(
+        ("Answer in at most 120 words.", "Stay on topic; do not speculate.", "Cite page numbers.")
+    )
+    return lambda asked, number: f"{asked}\n\n<system-reminder>{rule}</system-reminder>"
+
+
+def mailed(history: History, about: str) -> History:
+    """Each answer by mail quotes the mail before, and a signature follows."""
+    made: History = []
+    for message in history:
+        earlier = made[-1] if made else None
+        if (
+            message["role"] == "user"
+            and earlier
+            and earlier["role"] == "assistant"
+            and earlier.get("content")
+        ):
+            quoted = "\n".join(f"> {line}" for line in earlier["content"].split("\n"))
+            text = f"{message['content']}\n\nOn Mon, 2 Mar 2026, Assistant wrote:\n{quoted}\n\n--\nBest, Olu"
+            message = {**message, "content": text}
+        made.append(message)
+    return made
+
+
+def middle_out(history: History, about: str) -> History:
+    """Routers drop the middle when the history gets long."""
+    return history if len(history) < 6 else [*history[:2], *history[-3:]]
+
+
+def long_ones_halved(history: History, about: str) -> History:
+    """Older replies keep their first half."""
+
+    def halved(message: dict[str, object]) -> dict[str, object]:
+        text = message.get("content")
+        if message["role"] != "assistant" or not isinstance(text, str) or len(text) < 200:
+            return message
+        return {**message, "content": text[: len(text) // 2] + " (…shortened)"}
+
+    return [*(halved(m) for m in history[:-2]), *history[-2:]]
+
+
+def compacted(summary: str) -> Resend:
+    """What was said stands in the first message of the user, above the newest question."""
+
     def resend(history: History, about: str) -> History:
-        return history[min(max(len(history) - messages, 0), last_question(history)) :]
-
-    return resend
-
-
-def with_recap(summary: str) -> Resend:
-    """A system message stands for all but the last four messages."""
-
-    def resend(history: History, about: str) -> History:
-        recent = window(4)(history, about)
-        return history if len(recent) == len(history) else [system(summary.format(about=about)), *recent]
-
-    return resend
-
-
-def told_before(summary: str) -> Resend:
-    """A message in the user's name stands for the older half, and the assistant has said that it is fine."""
-
-    def resend(history: History, about: str) -> History:
-        recent = window(3)(history, about)
-        if len(history) < 7 or recent[0]["role"] != "user":
+        if len(history) < 5:
             return history
-        return [user(summary.format(about=about)), assistant("Ok."), *recent]
+        return [user(summary.format(about=about)), assistant("Understood, go on."), *history[-3:]]
 
     return resend
-
-
-def with_notice(history: History, about: str) -> History:
-    """The first reply becomes a notice that something is missing, and the messages after it go."""
-    if len(history) < 7 or last_question(history) < len(history) - 1:
-        return history
-    notice = assistant("[NOTE] Some of the earlier conversation was removed to fit the context window.")
-    return [history[0], notice, *history[-3:]]
-
-
-def forgetting_steps(history: History, about: str) -> History:
-    """Tool calls and their results count for the current question only."""
-    now = last_question(history)
-    answers = [m for m in history[:now] if m["role"] != "tool" and not m.get("tool_calls")]
-    return answers + history[now:]
-
-
-def with_passages(passages: str) -> Resend:
-    """The newest question, and only that, is wrapped into what was found in the user's documents."""
-
-    def resend(history: History, about: str) -> History:
-        at = last_question(history)
-        asked = history[at]["content"]
-        wrapped = (
-            "### Task:\nAnswer from the context, and say so if it does not suffice.\n\n"
-            f"<context>\n{passages}\n</context>\n\n<user_query>\n{asked}\n</user_query>"
-        )
-        return [*history[:at], user(wrapped), *history[at + 1 :]]
-
-    return resend
-
-
-def in_parts(limit: int) -> Resend:
-    """Chat services take only so many characters a message, so a long reply was posted in pieces."""
-
-    def parts(message: Message) -> History:
-        if message["role"] != "assistant" or not message.get("content"):
-            return [message]
-        pieces = textwrap.wrap(message["content"], limit, replace_whitespace=False, break_on_hyphens=False)
-        return [assistant(piece) for piece in pieces]
-
-    return lambda history, about: [part for message in history for part in parts(message)]
-
-
-def after_greeting(history: History, about: str) -> History:
-    """Every chat opens with the same made-up exchange."""
-    return [user("[Start a new chat]"), assistant("*waves* Hi there, what's up?"), *history]
 
 
 # --- clients
 
 
 def naming(rng: random.Random) -> str:
-    return rng.choice(("header", "metadata", "user", "user", "nothing"))
+    return rng.choice(("header", "metadata", "metadata", "user", "user", "nothing"))
 
 
-def verbatim(rng: random.Random, material: Material) -> Client:
-    """LibreChat, Jan, a product's own page: what was served and typed is sent as it was."""
+def as_it_is(rng: random.Random, material: Material) -> Client:
     return Client(naming(rng), system=rng.choice(("", *material.systems)))
 
 
-def open_webui(rng: random.Random, material: Material) -> Client:
-    """Open WebUI asks for titles, tags and follow-ups in single messages that quote the chat."""
-    return Client(naming(rng), errand=rng.choice(material.errands), errand_apart=True)
+def rewriting(
+    habit: str, ways: tuple[Callable[[str], str], ...], rng: random.Random, material: Material
+) -> Client:
+    return Client(naming(rng), habit, rewrite=rng.choice(ways), buttons=rng.random() < 0.4)
 
 
-def open_webui_with_documents(rng: random.Random, material: Material) -> Client:
-    """Open WebUI's RAG template wraps the question of the moment, and stores the bare one."""
-    facts = rng.sample(rng.choice(material.topics).facts, 3)
-    passages = "\n".join(f'<source id="{n}">{fact}</source>' for n, fact in enumerate(facts, 1))
+def surrounding(
+    newest_only: bool,
+    make: Callable[[random.Random, Material], Callable[[str, int], str]],
+    rng: random.Random,
+    material: Material,
+) -> Client:
+    resend = wrapping(newest_only, make(rng, material))
+    return Client(naming(rng), SURROUNDED, resend=resend, fools=MISTAKEN_FOR, buttons=rng.random() < 0.5)
+
+
+def resending(habit: str, ways: tuple[Resend, ...], rng: random.Random, material: Material) -> Client:
+    return Client(naming(rng), habit, resend=rng.choice(ways), system=rng.choice(("", *material.systems)))
+
+
+def by_mail(rng: random.Random, material: Material) -> Client:
     return Client(
-        naming(rng),
-        SURROUNDED,
-        resend=with_passages(passages),
-        fools=(SignalKind.EDIT, SignalKind.BRANCH, SignalKind.REPHRASE),
+        "user", QUOTED_BELOW, resend=mailed, fools=(*MISTAKEN_FOR, SignalKind.CORRECTION), buttons=False
     )
 
 
-def llama_cpp_page(rng: random.Random, material: Material) -> Client:
-    """The llama.cpp server's page and aichat leave the reasoning of earlier replies out."""
-    return Client(naming(rng), PENSIVE, rewrite=without_thoughts, served=thinking)
+def summing_up(rng: random.Random, material: Material) -> Client:
+    return Client(naming(rng), SUMMED_UP, resend=compacted(rng.choice(material.summaries)))
 
 
-def nextchat(rng: random.Random, material: Material) -> Client:
-    """NextChat attaches the last few messages and a recap (its memory prompt)."""
-    return Client(naming(rng), SUMMED_UP, resend=with_recap(rng.choice(material.summaries)))
-
-
-def aider(rng: random.Random, material: Material) -> Client:
-    """aider sums up in the user's name, followed by an "Ok." of the assistant."""
-    return Client(naming(rng), SUMMED_UP, resend=told_before(rng.choice(material.summaries)), buttons=False)
-
-
-def lobe_chat(rng: random.Random, material: Material) -> Client:
-    """LobeChat and Cherry Studio have a setting for how many messages go along."""
-    return Client(naming(rng), CUT, resend=window(rng.choice((3, 5, 7))), system=rng.choice(material.systems))
-
-
-def langchain_chain(rng: random.Random, material: Material) -> Client:
-    """LangChain's `trim_messages(strategy="last", start_on="human", include_system=True)`."""
-    resend = trimmed(rng.choice((400, 800, 1200)))
-    return Client(naming(rng), CUT, resend=resend, system=rng.choice(material.systems), buttons=False)
-
-
-def langchain_agent(rng: random.Random, material: Material) -> Client:
-    """Agents call several tools at once; a chat memory keeps the question and the final answer only."""
-    resend = rng.choice((forgetting_steps, lambda history, about: history))
-    return Client(naming(rng), TOOLS, resend=resend, tools=True, calls=rng.randint(1, 3), buttons=False)
-
-
-def cline(rng: random.Random, material: Material) -> Client:
-    """Cline describes the editor under each message, and puts a notice where it cut the history."""
-    files = rng.sample(("src/app.ts", "README.md", "api/models.py", "Makefile", "tests/test_api.py"), 2)
-    seen = f"# VSCode Visible Files\n{files[0]}\n\n# VSCode Open Tabs\n" + "\n".join(files)
-    details = f"\n\n<environment_details>\n{seen}\n</environment_details>"
-    described = each("user", lambda text: text + details)
-    return Client(
-        naming(rng),
-        SURROUNDED,
-        resend=lambda history, about: described(with_notice(history, about), about),
-        fools=(SignalKind.EDIT, SignalKind.BRANCH, SignalKind.REPHRASE),
-        buttons=False,
-    )
-
-
-def slack_bot(rng: random.Random, material: Material) -> Client:
-    """Slack bots read the thread back from Slack, where replies are in its mrkdwn."""
-    return Client(rng.choice(("header", "metadata")), TIDIED, rewrite=mrkdwn, buttons=False)
-
-
-def telegram_bot(rng: random.Random, material: Material) -> Client:
-    """Telegram bots escape replies for MarkdownV2, and some keep them that way."""
-    return Client(rng.choice(("metadata", "user")), TIDIED, rewrite=markdown_v2, buttons=False)
-
-
-def sms_bot(rng: random.Random, material: Material) -> Client:
-    """Twilio's and Telnyx's smart encoding."""
-    return Client("user", TIDIED, rewrite=smart_encoded, buttons=False)
-
-
-def emacs(rng: random.Random, material: Material) -> Client:
-    """gptel turns replies into Org (`gptel-org-convert-response`); its buffer is the history."""
-    return Client(naming(rng), TIDIED, rewrite=org)
-
-
-def discord_bot(rng: random.Random, material: Material) -> Client:
-    """Discord bots rebuild the history from a channel: names before messages, long replies in pieces."""
-    name = rng.choice(("kestrel", "Mo", "xX_ana_Xx", "Old Tom"))
-    named, split = each("user", lambda text: f"{name}: {text}"), in_parts(rng.choice((160, 280)))
-    return Client(
-        rng.choice(("metadata", "user", "nothing")),
-        SPLIT,
-        resend=lambda history, about: split(named(history, about), about),
-        buttons=False,
-    )
-
-
-def mail_bot(rng: random.Random, material: Material) -> Client:
-    """Help desks answer by mail: wrapped at 72 columns, with their footer under each reply."""
-    names, footer = rng.choice(("header", "user")), rng.choice(material.footers)
-    return Client(names, SIGNED, rewrite=lambda text: hard_wrapped(text) + footer, buttons=False)
-
-
-def web_widget(rng: random.Random, material: Material) -> Client:
-    """Chat widgets print a notice under each reply and send it along."""
+def signing(rng: random.Random, material: Material) -> Client:
     footer = rng.choice(material.footers)
     return Client(naming(rng), SIGNED, rewrite=lambda text: text + footer)
 
 
-def voice_assistant(rng: random.Random, material: Material) -> Client:
-    """Pipecat keeps what was spoken: text for a voice, up to the word where the user cut in."""
+def running_errands(rng: random.Random, material: Material) -> Client:
+    return Client(naming(rng), errand=rng.choice(material.errands))
+
+
+def with_tools(rng: random.Random, material: Material) -> Client:
+    return Client(naming(rng), TOOLS, tools=True, calls=rng.randint(1, 2))
+
+
+def talking(rng: random.Random, material: Material) -> Client:
     return Client(
-        rng.choice(("metadata", "nothing")),
+        rng.choice(("metadata", "user", "nothing")),
         SPOKEN,
-        rewrite=lambda text: interrupted(aloud(text)),
-        system=rng.choice(material.systems),
+        rewrite=lambda text: barged_in(spoken(text)),
         buttons=False,
     )
 
 
-def masking_proxy(rng: random.Random, material: Material) -> Client:
-    """LiteLLM's Presidio guardrail masks every message on its way to the model, in both roles."""
-    both = each("user", masked), each("assistant", masked)
-    return Client(
-        naming(rng),
-        MASKED,
-        resend=lambda history, about: both[1](both[0](history, about), about),
-        buttons=False,
-    )
-
-
-def silly_tavern(rng: random.Random, material: Material) -> Client:
-    """SillyTavern's strict prompts begin with a made-up message of the user; its swipes are regenerations."""
-    return Client(naming(rng), "", resend=after_greeting, system=rng.choice(material.systems))
-
-
-CLIENTS = (
-    (verbatim, 36),
-    (open_webui, 6),
-    (open_webui_with_documents, 4),
-    (llama_cpp_page, 4),
-    (nextchat, 4),
-    (aider, 2),
-    (lobe_chat, 4),
-    (langchain_chain, 4),
-    (langchain_agent, 7),
-    (cline, 3),
-    (slack_bot, 4),
-    (telegram_bot, 2),
-    (sms_bot, 2),
-    (emacs, 3),
-    (discord_bot, 3),
-    (mail_bot, 2),
-    (web_widget, 3),
-    (voice_assistant, 3),
-    (masking_proxy, 2),
-    (silly_tavern, 2),
+CLIENTS: tuple[tuple[Callable[[random.Random, Material], Client], int], ...] = (
+    (as_it_is, 38),
+    (partial(rewriting, TIDIED, (html, without_courtesies)), 6),
+    (partial(rewriting, LINKED, (with_links, with_explanations)), 5),
+    (partial(rewriting, SPELT, (american, in_inches)), 4),
+    (partial(surrounding, True, retrieved), 5),
+    (partial(surrounding, False, remembering), 3),
+    (partial(surrounding, True, remembering), 3),
+    (partial(surrounding, False, stamped), 3),
+    (partial(surrounding, False, described), 3),
+    (partial(surrounding, False, mentioned), 2),
+    (partial(surrounding, True, reminded), 3),
+    (by_mail, 3),
+    (partial(resending, CUT, (middle_out, long_ones_halved)), 5),
+    (summing_up, 3),
+    (signing, 2),
+    (running_errands, 4),
+    (with_tools, 5),
+    (talking, 3),
 )
 """Each client, and its share of the chats in percent."""
 
@@ -400,172 +325,184 @@ def any_client(rng: random.Random, material: Material) -> Client:
 
 
 def typed(rng: random.Random, text: str) -> str:
-    """As thumbs type: all lower case, no apostrophes, a letter lost or doubled, marks in twos."""
-    if rng.random() < 0.12:
-        text = text.lower().rstrip(".!")
-    if rng.random() < 0.07:
-        text = text.replace("'", "")
-    if rng.random() < 0.06 and (words := [w for w in re.finditer(r"\b[a-z]{6,}\b", text)]):
-        at = rng.choice(words).start() + rng.randint(1, 4)
-        text = text[:at] + rng.choice(("", text[at] * 2)) + text[at + 1 :]
-    if rng.random() < 0.04 and text.endswith("?"):
-        text = rng.choice((text + "?", text[:-1] + " ?"))
-    return text or "?"
+    """Neighbouring keys, dictated without marks, shouted, trailing off."""
+    way = rng.random()
+    if way < 0.06:
+        return re.sub(r"[.,!?;:]", "", text).lower()
+    if way < 0.09 and len(text) < 80:
+        return text.upper()
+    if way < 0.15:
+        return text.rstrip(".?! ") + rng.choice((" ..", "…", "??", " !"))
+    if way < 0.22 and (
+        letters_at := [m.start() for m in re.finditer(r"(?<=[a-z]{2})[adegiklnorst](?=[a-z]{2})", text)]
+    ):
+        at = rng.choice(letters_at)
+        return text[:at] + NEIGHBOURS[text[at]] + text[at + 1 :]
+    return text
+
+
+NEIGHBOURS = dict(zip("adegiklnorst", "sfrhojkmpedr", strict=True))
+"""The key beside it."""
 
 
 def with_buttons(act: Callable[[Chat], None]) -> Callable[[Chat], None]:
-    """A deed that takes a page with buttons; elsewhere people just talk on."""
     return lambda chat: act(chat) if chat.client.buttons else chat.goes_on()
 
 
-def retried_by_the_sdk(chat: Chat) -> None:
-    """OpenAI's libraries send a request again by themselves, up to twice, 0.5 s and then 1 s after an error.
-
-    The gateway sees the first one broken off, or whole where only its way back failed.
-    """
+def resent_after_timeout(chat: Chat) -> None:
+    """A proxy gives up after 10 s and asks again while the first answer is still being written."""
     chat.record.truth.add((SignalKind.CONTINUATION, chat.shown))
     chat.reads()
     chat.history.append(user(chat.fresh(chat.topic.following)))
     chat.unused = []
-    for attempt in range(chat.rng.randint(1, 2)):
-        status = chat.rng.choice((TurnStatus.ABORTED, TurnStatus.COMPLETE))
-        lost = chat.request(chat.history, status=status)
-        chat.record.trap("retry after a network error", lost, SignalKind.REGENERATION)
-        chat.clock += 0.5 * 2**attempt * chat.rng.uniform(0.75, 1.0)
+    lost = chat.request(chat.history)
+    chat.record.trap("retry after a network error", lost, SignalKind.REGENERATION)
+    chat.clock -= chat.rng.uniform(0.05, 0.7)
     chat.show(chat.request(chat.history))
 
 
-DEEDS = (
-    (Chat.goes_on, 13),
-    (Chat.asks_alike, 3),
-    (Chat.changes_topic, 12),
+def regenerates_twice(chat: Chat) -> None:
+    """Neither the first nor the second would do."""
+    chat.regenerates()
+    if chat.history[-1]["role"] == "assistant" and chat.shown.endswith(str(len(chat.record.events) - 1)):
+        chat.regenerates()
+
+
+DEEDS: tuple[tuple[Callable[[Chat], None], int], ...] = (
+    (Chat.goes_on, 18),
+    (Chat.asks_alike, 4),
+    (Chat.changes_topic, 9),
     (Chat.nods, 6),
     (Chat.thanks, 9),
-    (Chat.complains_politely, 3),
-    (Chat.corrects, 14),
-    (Chat.rephrases, 16),
+    (Chat.complains_politely, 4),
+    (Chat.corrects, 15),
+    (Chat.rephrases, 15),
     (Chat.declines, 4),
     (Chat.quotes, 4),
     (Chat.slips, 3),
-    (Chat.answers_no, 4),
-    (with_buttons(Chat.regenerates), 18),
-    (with_buttons(Chat.edits), 20),
-    (with_buttons(Chat.branches), 6),
-    (with_buttons(Chat.switches_setting), 4),
-    (retried_by_the_sdk, 4),
+    (Chat.answers_no, 3),
+    (with_buttons(Chat.regenerates), 12),
+    (with_buttons(regenerates_twice), 3),
+    (with_buttons(Chat.edits), 18),
+    (with_buttons(Chat.branches), 5),
+    (with_buttons(Chat.switches_setting), 3),
+    (resent_after_timeout, 4),
 )
 
 
-def by_script(chat: Chat, **fields: object) -> None:
-    """Scripts send what they have as it is; some give a name as user."""
-    names = chat.rng.choice(("user", "nothing"))
-    chat.client = changed(verbatim(chat.rng, chat.material), names=names, **fields)
-
-
-def health_check(chat: Chat) -> None:
-    """A monitor asks the same every five minutes, as LiteLLM's health checks do: any answer will do."""
-    by_script(chat, served=lambda text: "pong")
+def digest(chat: Chat) -> None:
+    """Every morning's report, asked at intervals that jitter; nobody looks at it twice."""
+    chat.client = changed(
+        as_it_is(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing", "metadata"))
+    )
+    question, every_s = chat.question(), chat.rng.choice((60.0, 180.0, 600.0))
     for _ in range(chat.rng.randint(3, 6)):
         began = chat.clock
         chat.history = []
-        chat.ask("Reply with the word pong.")
-        chat.record.trap("the same request on a timer", chat.shown, SignalKind.REGENERATION)
-        chat.clock = began + 300.0
-
-
-def votes(chat: Chat) -> None:
-    """A script samples several answers and takes the majority: self-consistency, arXiv:2203.11171."""
-    by_script(chat)
-    question = chat.question()
-    for _ in range(chat.rng.randint(3, 5)):
-        chat.history = []
         chat.ask(question)
-        chat.record.trap("several samples of one prompt", chat.shown, SignalKind.REGENERATION)
-        chat.clock += chat.rng.uniform(0.01, 0.2)
+        chat.record.trap(TIMED, chat.shown, SignalKind.REGENERATION)
+        chat.clock = began + every_s * chat.rng.uniform(0.95, 1.05)
+
+
+def replayed(chat: Chat) -> None:
+    """A harness sends a recorded conversation again, turn by turn, to compare two deployments."""
+    chat.client = changed(as_it_is(chat.rng, chat.material), names=chat.rng.choice(("user", "nothing")))
+    chat.start()
+    chat.goes_on()
+    chat.goes_on()
+    recorded = list(chat.history)
+    chat.clock += chat.rng.uniform(20.0, 1200.0)
+    for at, message in enumerate(recorded):
+        if message["role"] == "user":
+            again = chat.request(recorded[: at + 1])
+            chat.record.trap(REPLAYED, again, SignalKind.REGENERATION)
+            chat.clock += chat.rng.uniform(0.05, 0.5)
+    for label in [label for label in chat.record.truth if label[1].startswith(f"{chat.name}-")]:
+        chat.record.trap(REPLAYED, label[1], SignalKind.REGENERATION)
+    chat.record.trap(REPLAYED, chat.shown, SignalKind.REGENERATION)
 
 
 # --- assistants
 
 
 def answered(rng: random.Random, material: Material, topic: Topic) -> str:
-    """Prose, bold leads, numbered steps, or a summary under a heading."""
-    facts = rng.sample(topic.facts, rng.randint(3, 6))
-    layout = rng.choice((prose, prose, leads, steps, sections))
-    return (rng.choice(material.openings) + layout(facts) + rng.choice(material.closings)).strip()
+    """A paragraph, a list under a sentence, question and answer, or a table."""
+    facts = rng.sample(topic.facts, rng.randint(3, 5))
+    laid_out = rng.choice((" ".join, " ".join, listed, in_pairs, tabled))(facts)
+    return (rng.choice(material.openings) + laid_out + rng.choice(material.closings)).strip()
 
 
-def prose(facts: list[str]) -> str:
-    half = len(facts) // 2
-    return f"{' '.join(facts[:half])}\n\n{' '.join(facts[half:])}"
+def listed(facts: list[str]) -> str:
+    return f"{facts[0]} Also:\n\n" + "\n".join(f"- {fact}" for fact in facts[1:]) + "\n\n"
 
 
-def leads(facts: list[str]) -> str:
-    return "\n\n" + "\n".join(f"* **{lead(fact)}** {fact}" for fact in facts) + "\n"
+def in_pairs(facts: list[str]) -> str:
+    return "\n\n".join(f"**{n}) {fact.split()[0]}** … {fact}" for n, fact in enumerate(facts, 1)) + "\n\n"
 
 
-def lead(fact: str) -> str:
-    words = re.findall(r"[A-Za-z]{4,}", fact)
-    return f"{max(words, key=len).capitalize()}:"
-
-
-def steps(facts: list[str]) -> str:
-    return "\n\n" + "\n\n".join(f"**{n}.** {fact}" for n, fact in enumerate(facts, 1)) + "\n\n"
-
-
-def sections(facts: list[str]) -> str:
-    return f"\n\n### In short\n{facts[0]}\n\n### Details\n{' '.join(facts[1:])}\n"
+def tabled(facts: list[str]) -> str:
+    return (
+        "\n| no. | what |\n|---|---|\n"
+        + "\n".join(f"| {n} | {fact} |" for n, fact in enumerate(facts, 1))
+        + "\n\n"
+    )
 
 
 # --- what people change in a reply
 
+SENTENCES = re.compile(r"(?<=[.!?])(?=\s)")
 
-def letters(text: str) -> str:
-    """What is left when only layout and punctuation are changed."""
+
+def words_of(text: str) -> str:
     return re.sub(r"\W", "", text).casefold()
 
 
 def edited(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
-    """One to three changes, made until words or figures differ."""
-    changes = (figure_corrected, wording_changed, wording_changed, remark_added, middle_dropped)
+    """A figure, a phrase, a sentence that goes, moves into one's own words, or comes."""
+    changes = (figure, phrase, phrase, sentence_gone, sentence_anew, remark)
     made = text
-    for change in rng.choices(changes, k=rng.randint(1, 3)):
-        made = change(rng, made, material)
-    return made if letters(made) != letters(text) else remark_added(rng, made, material)
+    for change in rng.choices(changes, k=rng.choice((1, 1, 2))):
+        made = change(rng, made, material, topic)
+    return made if words_of(made) != words_of(text) else remark(rng, made, material, topic)
 
 
-def figure_corrected(rng: random.Random, text: str, material: Material) -> str:
-    figures = [f for f in re.finditer(r"(?<![\w*.])\d{1,4}(?![\w.*])", text)]
+def figure(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
+    figures = list(re.finditer(r"(?<=[a-z] )\d{1,3}(?= [a-z])", text))
     if not figures:
-        return wording_changed(rng, text, material)
-    figure = rng.choice(figures)
-    return text[: figure.start()] + str(int(figure[0]) * 2 + 1) + text[figure.end() :]
+        return phrase(rng, text, material, topic)
+    found = rng.choice(figures)
+    return text[: found.start()] + str(int(found[0]) + rng.choice((1, 3, 10))) + text[found.end() :]
 
 
-def wording_changed(rng: random.Random, text: str, material: Material) -> str:
+def phrase(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     for old, new in rng.sample(material.reworded, len(material.reworded)):
-        made = re.sub(rf"(?<![`\w]){old}(?![`\w])", new, text, count=1)
+        made = re.sub(rf"(?<=\w ){old}(?= \w)", new, text, count=1)
         if made != text:
             return made
-    return remark_added(rng, text, material)
+    return remark(rng, text, material, topic)
 
 
-SENTENCES = re.compile(r"(?<=[.!?])(?=\s)")
+def sentence_gone(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
+    parts = SENTENCES.split(text)
+    if len(parts) < 4:
+        return phrase(rng, text, material, topic)
+    at = rng.randrange(1, len(parts) - 1)
+    return "".join(parts[:at] + parts[at + 1 :])
 
 
-def remark_added(rng: random.Random, text: str, material: Material) -> str:
-    """A sentence of one's own between two of the assistant's, or before the last."""
+def sentence_anew(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
+    """One fact in the place of another."""
+    there = [fact for fact in topic.facts if fact in text]
+    left = [fact for fact in topic.facts if fact not in text]
+    if not there or not left:
+        return remark(rng, text, material, topic)
+    return text.replace(rng.choice(there), rng.choice(left), 1)
+
+
+def remark(rng: random.Random, text: str, material: Material, topic: Topic) -> str:
     parts = SENTENCES.split(text)
     at = rng.randrange(1, max(len(parts), 2))
     return "".join([*parts[:at], " ", rng.choice(material.inserted), *parts[at:]])
-
-
-def middle_dropped(rng: random.Random, text: str, material: Material) -> str:
-    """A sentence out of the middle: cutting the end or the start could be the client's doing."""
-    parts = SENTENCES.split(text)
-    if len(parts) < 5:
-        return wording_changed(rng, text, material)
-    at = rng.randrange(2, len(parts) - 2)
-    return "".join(parts[:at] + parts[at + 1 :])
 
 
 UNSEEN_MANNERS = Manners(
@@ -575,8 +512,8 @@ UNSEEN_MANNERS = Manners(
         (0.05, in_parallel),
         (0.03, strangers),
         (0.03, opened_again),
-        (0.02, health_check),
-        (0.02, votes),
+        (0.02, digest),
+        (0.02, replayed),
     ),
     types=typed,
     answers=answered,

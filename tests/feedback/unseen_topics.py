@@ -1,911 +1,581 @@
-"""What the people of the held-out set ask about; `unseen` has what they say besides.
+"""What the people of the held-out set ask about: a grammar of subjects and what one wants to know.
 
-Each `asked` is one need in words of different people: careful, terse, rambling, hasty, not native.
+Every subject of a field meets every aspect of it, so that a question about another subject, or about another
+side of the same one, looks as much like asking again as it does in life. `unseen` has what is said besides.
 """
+
+import random
+from typing import NamedTuple
 
 from tests.feedback.wordings import Topic
 
-CODE = (
-    Topic(
-        (
-            "How can I undo my last git commit without losing the changes?",
-            "i committed too early. whats the git command to take it back but keep my files",
-            "Which git command reverts the latest commit and leaves the work in place?",
-            "git undo commit keep changes",
-            "So I was in a hurry this morning and committed stuff that isn't finished – is there a way to"
-            " un-commit it in git and still have my edits?",
-        ),
-        (
-            "Run `git reset --soft HEAD~1` and everything you committed is staged again.",
-            "With `--mixed`, the default, the files stay but are no longer staged.",
-            "Stay away from `--hard` here — it throws your edits away.",
-            "If the commit was already pushed, `git revert` is the polite choice.",
-            "A wrong message alone is mended with `git commit --amend`.",
-            "`git reflog` still lists the old commit for about 90 days.",
-        ),
-        (
-            "What does HEAD~1 stand for?",
-            "Is reflog stored on the server as well?",
-            "How do I force push afterwards without hurting my team?",
-            "can i split that commit into two?",
-        ),
-        "How can I rename my last git branch without losing the history?",
-        "a merge commit, not a normal one",
-        ("Have you pushed it already?", "no not yet, its only local"),
+
+class Aspect(NamedTuple):
+    """One thing to know of any subject of a field; {s} is the subject, {n} a figure of its own."""
+
+    asked: tuple[str, ...]
+    facts: tuple[str, ...]
+    deeper: tuple[str, ...]
+    """Next questions about the answer."""
+    aside: str
+    """How somebody who had asked about another aspect comes to this one."""
+
+
+class Field(NamedTuple):
+    subjects: tuple[tuple[str, str], ...]
+    """Two names of each."""
+    aspects: tuple[Aspect, ...]
+    check: tuple[str, str]
+
+
+PLANTS = Field(
+    (
+        ("monstera", "swiss cheese plant"),
+        ("rubber plant", "ficus elastica"),
+        ("orchid", "phalaenopsis"),
+        ("bonsai", "little juniper"),
+        ("aloe", "aloe vera"),
+        ("olive tree", "potted olive"),
     ),
-    Topic(
-        (
-            "Why does my pandas merge return more rows than the left frame?",
-            "pandas merge duplicates rows why",
-            "I join two DataFrames and suddenly have 3x the rows, what is going on?",
-            "After pd.merge the result is longer than my original table. How comes?",
-            "left join in pandas blows up the number of rows, reason?",
+    (
+        Aspect(
+            (
+                "How often should I water my {s}?",
+                "what's a sensible watering schedule for a {s}",
+                "Is once a week enough water for the {s}, or too much?",
+                "{s} watering frequency?",
+                "I never know when my {s} is thirsty. How many times per month does it need a drink?",
+            ),
+            (
+                "Push a finger {n} cm into the soil; water the {s} when it comes out dry.",
+                "In winter it drinks about half of what it takes in July.",
+                "Tap water is fine unless yours is very hard.",
+                "Tip away whatever stands in the saucer after {n} minutes.",
+                "Limp leaves on wet soil mean that the roots are drowning.",
+            ),
+            ("Can I use rain water from the barrel?", "what does too much water look like on the leaves"),
+            "How thirsty does it get in summer?",
         ),
-        (
-            "The key is not unique on the right, so each match makes a row of its own.",
-            'Pass `validate="one_to_one"` and pandas complains instead of multiplying.',
-            "Count the culprits with `right['id'].duplicated().sum()`.",
-            "`drop_duplicates('id')` before the merge cures it if the copies are the same.",
-            "Missing keys match each other as well: NaN joins NaN.",
-            "```python\nout = left.merge(right, on='id', how='left', validate='m:1')\n```",
+        Aspect(
+            (
+                "Where in the flat should the {s} stand?",
+                "does a {s} want direct sun or shade",
+                "How much light does my {s} need?",
+                "Best spot for a {s}: window sill or the back of the room?",
+                "my flat is quite dark, will the {s} cope with that little light",
+            ),
+            (
+                "An east window suits the {s} best.",
+                "Direct noon sun scorches it within {n} days.",
+                "A cheap grow lamp at {n} cm replaces a window.",
+                "Turn the pot a quarter every week so that it grows straight.",
+                "Leggy growth says that it is reaching for the light.",
+            ),
+            ("Would a grow lamp on a timer work?", "Do I have to turn it around from time to time?"),
+            "and how bright should it be for the {s}",
         ),
-        (
-            "Does validate slow the merge down?",
-            "how do I see which ids are duplicated",
-            "Would concat behave the same way?",
-            "What happens to NaN keys in an inner join?",
+        Aspect(
+            (
+                "When do I have to repot the {s}?",
+                "signs that a {s} needs a bigger pot",
+                "My {s} looks cramped. Is it time for a new container?",
+                "how do i know the {s} has outgrown its pot",
+                "Should a {s} get fresh soil every spring, or can that wait?",
+            ),
+            (
+                "Roots at the drainage hole are the surest sign.",
+                "The next pot may be {n} cm wider, not more.",
+                "March is kinder to the {s} than October.",
+                "Old soil may stay on the root ball.",
+                "It sulks for {n} weeks after the move; that is normal.",
+            ),
+            ("Which soil mix do you recommend?", "should the new pot be clay or plastic"),
+            "Do I need to change its soil at some point?",
         ),
-        "Why does my numpy reshape return fewer columns than the first array?",
-        "an outer merge with three frames",
-        ("Is id unique in the second frame?", "No, several orders share one id."),
+        Aspect(
+            (
+                "There are tiny flies around my {s}, what can I do?",
+                "{s} full of gnats help",
+                "How do I get rid of the little black insects in the soil of my {s}?",
+                "My {s} has visitors: small flies that come up whenever I touch the pot. Remedy?",
+                "what kills fungus gnats without hurting a {s}",
+            ),
+            (
+                "They are fungus gnats, and harmless to the {s} itself.",
+                "Let the top {n} cm dry out; the larvae die without moisture.",
+                "Yellow sticky cards catch the adults.",
+                "Nematodes from the garden centre eat the larvae within {n} days.",
+                "A layer of sand keeps the next generation out.",
+            ),
+            ("Are nematodes safe with cats in the house?", "How long do the sticky cards last?"),
+            "what pests does the {s} attract?",
+        ),
     ),
-    Topic(
-        (
-            "My Docker container exits immediately after start, how do I find out why?",
-            "docker container stops right away how to debug",
-            "Container dies the second I run it. How to see the reason?",
-            "How do I troubleshoot a container that quits as soon as it is started?",
-            "I do docker run and it just returns to the prompt, nothing is running in docker ps. Where do I"
-            " look?",
-        ),
-        (
-            "`docker logs <name>` shows what the process printed before it ended.",
-            "`docker ps -a` has the exit code; 137 means it was killed, often for memory.",
-            "A container lives as long as its main process, so a shell without a terminal ends at once.",
-            "Start it with `docker run -it image sh` and run the command by hand.",
-            "Check that the entrypoint script has Unix line endings.",
-            "`docker inspect` tells you whether it ran out of memory.",
-        ),
-        (
-            "Which exit code means out of memory?",
-            "how do i convert the line endings",
-            "Can I keep the container alive for debugging?",
-            "Is there a restart policy for this?",
-        ),
-        "My systemd service restarts constantly after boot, how do I find out why?",
-        "the build step, it never gets to running",
-        ("Do the logs show anything?", "nope, completely empty"),
-    ),
-    Topic(
-        (
-            "VLOOKUP gives me #N/A although the value is there. Why?",
-            "excel vlookup #N/A but value exists",
-            "Why can't VLOOKUP find a value that I can clearly see in the column?",
-            "In Excel the vlookup shows N/A for some rows, the numbers are in the list, pls help",
-            "What makes a lookup in Excel fail with #N/A even though the entry exists?",
-        ),
-        (
-            "Most often one side is text and the other a number, which look alike.",
-            "`=VALUE(A2)` or Text to Columns turns them into real numbers.",
-            "Trailing spaces are the runner-up; wrap the key in `TRIM`.",
-            "The fourth argument must be FALSE for an exact match.",
-            "VLOOKUP searches only the leftmost column of the range.",
-            "`XLOOKUP` has none of these limits and takes a default of its own.",
-        ),
-        (
-            "Does XLOOKUP exist in Excel 2016?",
-            "How do I get rid of trailing spaces in the whole column?",
-            "what would INDEX MATCH look like for that",
-            "Can I show a blank instead of #N/A?",
-        ),
-        "SUMIF gives me zero although the numbers are there. Why?",
-        "Google Sheets, not Excel",
-        ("Are both columns formatted as numbers?", "no, one of them is text I think"),
-    ),
-    Topic(
-        (
-            "Why doesn't await work inside forEach in JavaScript?",
-            "js await in forEach not waiting",
-            "My async callback in forEach doesn't wait, the code after runs first. Why is that?",
-            "What's the reason that a forEach loop ignores await?",
-            "In javascript i put await into array.forEach and it continue before finish, why so?",
-        ),
-        (
-            "`forEach` throws the promise away that your callback returns.",
-            "A plain `for...of` loop waits for every step.",
-            "`await Promise.all(items.map(work))` runs them side by side.",
-            "Errors inside such a callback end up as unhandled rejections.",
-            "With many items, limit how many run at the same time.",
-            "```js\nfor (const item of items) {\n  await work(item);\n}\n```",
-        ),
-        (
-            "How would I limit it to five at a time?",
-            "And does map wait?",
-            "How do I catch the errors with Promise.all?",
-            "what about for await, when is that used",
-        ),
-        "Why doesn't break work inside map in JavaScript?",
-        "TypeScript with rxjs streams",
-        ("Does the order of the items matter?", "no, any order is fine"),
-    ),
-    Topic(
-        (
-            "My LaTeX table is wider than the page, how do I make it fit?",
-            "latex table too wide",
-            "How to shrink a table in LaTeX so it stays within the margins?",
-            "The table runs off the right side of my thesis page, what are my options in LaTeX?",
-            "I'm writing my thesis & one table sticks out into the margin. What can be done about it?",
-        ),
-        (
-            "`tabularx` with an X column wraps long text to the line width.",
-            "Turn the page with `\\begin{landscape}` from the pdflscape package.",
-            "`\\resizebox{\\textwidth}{!}{...}` shrinks everything, the letters too.",
-            "A smaller font such as `\\footnotesize` gains around 20 %.",
-            "Cut the gaps with `\\setlength{\\tabcolsep}{4pt}`.",
-            "For tables of several pages use `longtable`.",
-        ),
-        (
-            "Does longtable work together with tabularx?",
-            "how small may the font be in a thesis?",
-            "Where do I put the caption then?",
-            "Will landscape turn the page number too?",
-        ),
-        "My LaTeX figure is below the next heading, how do I make it stay?",
-        "a matrix in math mode",
-        ("Is it only one column that is long?", "No, all of them are."),
-    ),
-    Topic(
-        (
-            "How do I rename hundreds of photos by date in the terminal?",
-            "batch rename jpg by date taken bash",
-            "I have 800 pictures called IMG_something and want them named after the day they were taken,"
-            " command line is fine.",
-            "What's a shell one-liner to rename image files to their capture date?",
-            "rename many photos to the date of shooting, how with linux?",
-        ),
-        (
-            "`exiftool '-FileName<DateTimeOriginal' -d %Y-%m-%d_%H%M%S.%%e .` does the lot.",
-            "Try it on a copy of the folder first.",
-            "Pictures without EXIF data keep their name.",
-            "Add `%%-c` to the pattern so that two shots of one second don't collide.",
-            "Screenshots carry no capture date — use the file's own time for them.",
-            "`-r` goes through the folders below as well.",
-        ),
-        (
-            "What does %%-c do exactly?",
-            "Can exiftool sort them into folders per month",
-            "does it touch the picture quality?",
-            "How do I install exiftool on Fedora?",
-        ),
-        "How do I convert dozens of recordings by length in the terminal?",
-        "videos from a GoPro",
-        ("Do the photos have EXIF data?", "no, whatsapp strips it"),
-    ),
-    Topic(
-        (
-            "nginx shows 502 Bad Gateway for my Node app, what should I check?",
-            "502 bad gateway nginx node",
-            "What could cause a 502 from nginx in front of a Node server?",
-            "My site says bad gateway since today. It's node behind nginx. Where do I start?",
-            "Reasons for nginx returning 502 when proxying to node?",
-        ),
-        (
-            "502 means that nginx got no proper answer from the process behind it.",
-            "`curl -i localhost:3000` on the server tells you whether Node answers at all.",
-            "The reason stands in /var/log/nginx/error.log.",
-            "“Connection refused” there points to a crashed app or another port.",
-            "“Upstream sent too big header” wants larger proxy buffers.",
-            "On SELinux systems `httpd_can_network_connect` must be on.",
-        ),
-        (
-            "How do I set larger proxy buffers?",
-            "and how is 504 different from 502?",
-            "Should I run node under pm2?",
-            "Which port does nginx expect by default?",
-        ),
-        "Apache shows 403 Forbidden for my Django app, what should I check?",
-        "the 502 that only large uploads get",
-        ("Is the Node process running?", "No, it seems to have died."),
-    ),
+    ("Is the soil still damp?", "No, bone dry."),
 )
 
-HOUSEHOLD = (
-    Topic(
-        (
-            "How do I descale a kettle without buying a special product?",
-            "descale kettle home remedy",
-            "What can I use from the kitchen to get limescale out of my kettle?",
-            "my kettle is full of white crust, how to clean it with normal stuff",
-            "Is there a household way of removing the chalk from an electric kettle?",
-        ),
-        (
-            "Fill it half with water and half with white vinegar, boil, and leave it for 30 minutes.",
-            "Citric acid smells less: two tablespoons to a litre, not boiled.",
-            "Rinse three times and boil plain water once before your next tea.",
-            "A lemon cut in slices does it for a thin layer.",
-            "In a hard‑water area, once a month is right.",
-            "Never scrape the heating plate with metal.",
-        ),
-        (
-            "Why shouldn't citric acid be boiled?",
-            "would the same work on a shower head?",
-            "How do I find out how hard my water is?",
-            "Does a filter jug prevent it?",
-        ),
-        "How do I polish a silver spoon without buying a special product?",
-        "a coffee machine",
-        ("Is it made of plastic?", "no, steel"),
+PETS = Field(
+    (
+        ("hamster", "dwarf hamster"),
+        ("budgie", "parakeet"),
+        ("guinea pig", "cavy"),
+        ("gecko", "leopard gecko"),
+        ("ferret", "pet ferret"),
+        ("rabbit", "bunny"),
     ),
-    Topic(
-        (
-            "My dishwasher smells bad, what can I do about it?",
-            "dishwasher stinks what to do",
-            "How do I get rid of the foul smell in my dishwasher?",
-            "There's an awful odour every time we open the dishwasher, any ideas?",
-            "What helps against a dish washing machine which is smelling like old eggs?",
+    (
+        Aspect(
+            (
+                "What does a {s} eat?",
+                "daily diet for my new {s}",
+                "Which foods are right for a {s}, and how much of them?",
+                "what do i feed the {s}",
+                "I want to plan the meals of our {s}. What belongs in the bowl?",
+            ),
+            (
+                "Give the {s} {n} grams in the evening.",
+                "Fresh water every day, also when the bowl is half full.",
+                "Sugar of any kind is out, fruit included.",
+                "Change brands over {n} days, not from one day to the next.",
+                "A bit of variety keeps the {s} from getting picky.",
+            ),
+            ("Is cucumber allowed as a treat?", "can the food stay in the bowl overnight"),
+            "And what should I put on its menu?",
         ),
-        (
-            "Take the filter at the bottom out and wash it under the hot tap.",
-            "Wipe the rubber seal of the door, where grease likes to hide.",
-            "Run the hottest programme empty with a cup of vinegar on the top rack.",
-            "The drain hose needs a bend upwards, or waste water runs back.",
-            "Leave the door ajar for an hour after each run.",
-            "A short programme at 50 °C day after day lets fat build up.",
+        Aspect(
+            (
+                "How big must the cage of a {s} be?",
+                "minimum enclosure size {s}",
+                "What amount of room does a {s} need to be happy?",
+                "is 60 cm enough space for a {s}",
+                "We live in a small apartment: could a {s} live with us, or is its home too large for that?",
+            ),
+            (
+                "Plan {n} square decimetres for the floor at the very least.",
+                "Height matters less to the {s} than length.",
+                "Shops sell many homes that are far too small.",
+                "Two hours outside a day make up for a little less.",
+                "Put it {n} m away from the television.",
+            ),
+            ("Which bedding goes on the floor?", "does it need a second level"),
+            "How much space would a {s} take up?",
         ),
-        (
-            "How often should the filter be cleaned?",
-            "Does vinegar attack the rubber?",
-            "what's the right height for the hose bend",
-            "Are dishwasher cleaners from the shop any better?",
+        Aspect(
+            (
+                "How old do {s}s get?",
+                "life expectancy of a {s}",
+                "For how many years will we have our {s}?",
+                "whats the lifespan of the average {s}",
+                "My kids want a {s}. How long is that a commitment for, realistically?",
+            ),
+            (
+                "Expect {n} years with good care.",
+                "Overweight takes more of them than any illness.",
+                "Females of the {s} live a little shorter.",
+                "The record is more than twice that.",
+                "The first {n} weeks after the move are the riskiest.",
+            ),
+            ("What do they usually die of?", "How do I tell the age of an adult one?"),
+            "roughly what age can a {s} reach",
         ),
-        "My wardrobe smells musty, what can I do about it?",
-        "a smell on the clean glasses, not in the machine",
-        ("Have you cleaned the filter lately?", "No, I didn't know there was one."),
+        Aspect(
+            (
+                "Can a {s} be kept alone?",
+                "does my {s} need a companion",
+                "Is one {s} by itself lonely, or should I get two?",
+                "keeping a single {s} ok?",
+                "Would it be cruel to have only one {s}?",
+            ),
+            (
+                "That depends on what it grew up with.",
+                "Introduce a second {s} over {n} days, with a grid between them.",
+                "Two males will fight sooner or later.",
+                "Your own company counts, though only when you are there.",
+                "A mirror is no friend; it confuses the {s}.",
+            ),
+            ("How do I introduce them to each other?", "what if they fight anyway"),
+            "And would it want company?",
+        ),
     ),
-    Topic(
-        (
-            "Why is my sourdough starter not rising?",
-            "sourdough starter no bubbles",
-            "I've fed my starter for a week and it just sits there. What's missing?",
-            "What stops a sourdough culture from growing?",
-            "my sour dough starter is day 6 and dont rise, reason?",
-        ),
-        (
-            "It may be too cold: 24 to 26 °C is what yeast likes.",
-            "A quiet spell between day 3 and day 6 is normal.",
-            "Switch to whole rye flour for a few feedings.",
-            "Chlorine in tap water slows it, so let the water stand overnight.",
-            "Feed it one part starter, one part flour, one part water by weight.",
-            "A rubber band round the jar shows whether it moved at all.",
-        ),
-        (
-            "Can I put it on the radiator?",
-            "How do I know when it is ready to bake with?",
-            "What happens if I skip a feeding?",
-            "do i have to throw half of it away every day",
-        ),
-        "Why is my pizza dough not browning?",
-        "the bread itself, the starter is fine",
-        ("Do you use chlorinated water?", "No, bottled."),
-    ),
-    Topic(
-        (
-            "How do I get rid of moths in my wardrobe?",
-            "clothes moths what helps",
-            "There are holes in my jumpers and little moths flying about. What should I do?",
-            "What works against clothes moths in a closet?",
-            "moths eat my sweaters!! how to stop them",
-        ),
-        (
-            "Wash what can take it at 60 °C, and freeze the rest for a week.",
-            "Vacuum the corners and throw the bag out at once.",
-            "The grubs do the damage; the moths you see are on the way to lay eggs.",
-            "Pheromone traps catch males and show you how many there are.",
-            "Parasitic wasps, smaller than a grain of rice, eat the eggs.",
-            "Lavender and cedar repel a little and kill nothing.",
-        ),
-        (
-            "What happens to the wasps afterwards?",
-            "is a week in the freezer enough for a thick coat?",
-            "How long until the traps are empty?",
-            "Do moths go for cotton too?",
-        ),
-        "How do I get rid of ants in my kitchen?",
-        "food moths in the flour",
-        ("Did you find any grubs?", "no just the flying ones"),
-    ),
-    Topic(
-        (
-            "What can I do about black mould on the bathroom ceiling?",
-            "black mould bathroom ceiling remove",
-            "How do I treat mold above the shower?",
-            "We rent and there's black stuff growing on the ceiling in the bath, how do we get it off?",
-            "Which remedy gets rid of mildew on a bathroom ceiling for good?",
-        ),
-        (
-            "Spray it with 70 % alcohol, wait ten minutes and wipe it off.",
-            "Wear gloves and a mask, and keep the window open.",
-            "Bleach only hides it on porous plaster.",
-            "It comes back unless the moisture goes: air the room for ten minutes after each shower.",
-            "A patch larger than half a square metre is a case for a specialist.",
-            "Paint with a fungicide helps once the surface is dry.",
-        ),
-        (
-            "Does a dehumidifier make sense?",
-            "who pays for it if I'm renting?",
-            "How do I tell mould from soot?",
-            "what kind of mask",
-        ),
-        "What can I do about green algae on the garden terrace?",
-        "the silicone joints of the bathtub",
-        ("Is there a window in the bathroom?", "No, just a fan."),
-    ),
-    Topic(
-        (
-            "My cat keeps scratching the sofa. How do I make her stop?",
-            "stop cat scratching couch",
-            "How can I get my cat to leave the sofa alone?",
-            "Our kitten is shredding the couch day and night, what would a vet recommend?",
-            "what to do against cat destroying furniture",
-        ),
-        (
-            "Put a post right beside the spot she likes; it must be tall enough to stretch.",
-            "Double‑sided tape on the corner makes it unpleasant.",
-            "Praise and a treat when she uses the post.",
-            "Shouting only teaches her to do it while you are out.",
-            "Some cats want sisal, others plain cardboard.",
-            "Trim the tips of her claws every two weeks.",
-        ),
-        (
-            "How tall should the post be?",
-            "Does catnip on it help?",
-            "is trimming claws painful for them",
-            "Which treats would you use?",
-        ),
-        "My parrot keeps biting the cage. How do I make her stop?",
-        "the wallpaper, she ignores the sofa",
-        ("Does she have a scratching post?", "She doesn't, no."),
-    ),
+    ("Has it been to a vet this year?", "no, the last visit was in 2024"),
 )
 
-TRAVEL_AND_SUPPORT = (
-    Topic(
-        (
-            "What is there to do in Kyoto with kids when it rains?",
-            "kyoto rainy day with children",
-            "Any tips for a wet day in Kyoto with two small kids?",
-            "We're in Kyoto next week, forecast is rain, the kids get bored quickly – what can we do"
-            " indoors?",
-            "Indoor activities for families in Kyoto?",
-        ),
-        (
-            "The Railway Museum has a steam engine that you can ride.",
-            "Nishiki Market is roofed over, so you can nibble your way along it dry.",
-            "At the Manga Museum kids may read on the floor all day.",
-            "Kyoto Aquarium keeps giant salamanders from the local rivers.",
-            "A sweets workshop takes about an hour and you eat the result.",
-            "Taxis take four people and are cheaper than you'd think.",
-        ),
-        (
-            "Is the Manga Museum open on Wednesdays?",
-            "how old must kids be for the sweets workshop",
-            "How do we get from the station to the aquarium?",
-            "Are there comics in English?",
-        ),
-        "What is there to do in Oslo with teenagers when it snows?",
-        "Nara, we're not staying in Kyoto",
-        ("Are you travelling by car?", "no, trains only"),
+SERVERS = Field(
+    (
+        ("Redis", "redis"),
+        ("RabbitMQ", "our rabbit broker"),
+        ("Grafana", "the grafana instance"),
+        ("Elasticsearch", "elastic"),
+        ("MinIO", "minio"),
+        ("Gitea", "the gitea server"),
     ),
-    Topic(
-        (
-            "How much liquid can I take in hand luggage within Europe?",
-            "hand luggage liquids limit eu",
-            "What's the rule for liquids in carry-on bags on European flights?",
-            "Flying from Madrid to Paris on sunday, how big may my shampoo bottle be in the cabin bag?",
-            "how many ml allowed in cabin baggage europe?",
+    (
+        Aspect(
+            (
+                "How do I back up {s} properly?",
+                "{s} backup strategy",
+                "What's a safe way of taking a copy of all data in {s}?",
+                "which files do i have to save so that {s} can be restored",
+                "If the disk died tonight I would lose everything in {s}. How should I save its state?",
+            ),
+            (
+                "Stop writes, or take a snapshot of the volume at one moment.",
+                "A copy on the same machine is none: ship it elsewhere within {n} hours.",
+                "{s} keeps its settings apart from the data; take both.",
+                "Restore it to a spare host every {n} weeks, else you only hope.",
+                "Encrypt the archive before it leaves the building.",
+            ),
+            ("How would I automate that with cron?", "does the snapshot block clients while it runs"),
+            "And what about disaster recovery?",
         ),
-        (
-            "Each container may hold 100 ml at most, however full it is.",
-            "All of them go into one clear bag of 1 litre that closes.",
-            "Medicine and baby food are exempt, within reason.",
-            "Some airports have new scanners and allow more — check before you pack.",
-            "Duty‑free bottles stay in their sealed bag.",
-            "Toothpaste, jam and soft cheese count as liquids.",
+        Aspect(
+            (
+                "Why does {s} use so much memory?",
+                "{s} RAM usage keeps growing",
+                "Our {s} eats up more and more memory until the kernel kills it. What could be behind that?",
+                "is there a memory leak in {s} or am i doing it wrong",
+                "How can I bring down the memory footprint of {s}?",
+            ),
+            (
+                "By default it takes what the host has and gives little back.",
+                "Cap it at {n} GB and watch what is evicted.",
+                "Fragmentation can double what {s} seems to hold.",
+                "Idle connections cost {n} MB a thousand.",
+                "The page cache counts as used and is not lost.",
+            ),
+            ("How can I see the fragmentation?", "what happens when the cap is reached"),
+            "By the way, how heavy is {s} on RAM?",
         ),
-        (
-            "Does mascara count?",
-            "Which airports have the new scanners?",
-            "can i bring an empty bottle and fill it after security",
-            "Do contact lens solutions count as medicine?",
+        Aspect(
+            (
+                "How do I upgrade {s} without downtime?",
+                "rolling update of {s} possible?",
+                "What's the procedure for moving {s} to the next major version while users are on it?",
+                "zero downtime upgrade {s}",
+                "We have to get {s} from the old release to the new one and nobody may notice. How?",
+            ),
+            (
+                "Put a second node beside it and let it catch up.",
+                "Read the release notes from your version on, not only the last.",
+                "{s} refuses to go back once the data format was raised.",
+                "Keep the old one for {n} days.",
+                "Clients need a retry of {n} seconds for the moment of the switch.",
+            ),
+            ("Can I skip a major version?", "what's the rollback plan then"),
+            "Which version of {s} would you run?",
         ),
-        "How much tobacco can I take in checked luggage within Asia?",
-        "the weight limit, not the liquids",
-        ("Do you have a checked bag as well?", "No, cabin only."),
+        Aspect(
+            (
+                "How can I secure {s} on a public host?",
+                "hardening checklist for {s}",
+                "What must be done before {s} may face the internet?",
+                "is it dangerous to expose {s} and what to lock down",
+                "An auditor is coming: which measures protect {s} from outsiders?",
+            ),
+            (
+                "Bind it to the inner address; a proxy with TLS does the rest.",
+                "The default account of {s} is known to every scanner.",
+                "Rotate credentials every {n} days.",
+                "Log failed logins and block after {n} of them.",
+                "Updates close more holes than any firewall rule.",
+            ),
+            ("Which port do I leave open?", "would a VPN be enough"),
+            "anything I should know about {s} security?",
+        ),
     ),
-    Topic(
-        (
-            "The airline lost my suitcase, what am I entitled to?",
-            "lost baggage compensation airline",
-            "My bag never arrived at the carousel. Which rights do I have?",
-            "What compensation can I claim for luggage that the airline has lost?",
-            "They lost my luggage, it is already 2 days, what can i ask from airline?",
-        ),
-        (
-            "Report it at the desk before you leave the airport and keep the reference number.",
-            "You may buy what you need meanwhile and claim it back with receipts.",
-            "After 21 days the bag counts as lost.",
-            "The Montreal Convention caps the sum at around 1,500 euros.",
-            "A written complaint must be in within 21 days for a delay, 7 for damage.",
-            "Travel insurance or your credit card may pay on top.",
-        ),
-        (
-            "What counts as what I need?",
-            "does the cap apply per bag or per person?",
-            "How do I value used clothes?",
-            "Which address does the complaint go to?",
-        ),
-        "The hotel cancelled my booking, what am I entitled to?",
-        "a damaged bag, it did arrive",
-        ("Did you report it at the airport?", "No, the desk was closed."),
-    ),
-    Topic(
-        (
-            "My phone battery drains overnight, what can cause that?",
-            "phone battery drain at night",
-            "Why does my mobile lose 40 % while I sleep?",
-            "I charge it to 100 before bed and in the morning it's at 55, what's eating the battery?",
-            "What is making my smartphone lose power during the night when nobody uses it?",
-        ),
-        (
-            "Look at the battery page in the settings: it lists the apps by use.",
-            "A weak signal makes the radio work harder; flight mode is the test.",
-            "Mail that is fetched every 5 minutes keeps the phone awake.",
-            "After a big update, two nights of indexing are normal.",
-            "Under 80 % of its original capacity the battery is worn.",
-            "Location access set to “always” is a common culprit.",
-        ),
-        (
-            "Where do I see the remaining capacity?",
-            "will flight mode stop my alarm?",
-            "How much does a new battery cost roughly?",
-            "Is it bad to charge it every night?",
-        ),
-        "My laptop fan runs constantly, what can cause that?",
-        "my smartwatch",
-        ("Has it been updated recently?", "no updates since march"),
-    ),
-    Topic(
-        (
-            "The parcel is marked as delivered but I never got it. What now?",
-            "package says delivered not received",
-            "Tracking shows delivered, there is nothing here. How do I get my money back?",
-            "What should I do if a delivery is shown as completed yet nothing arrived?",
-            "hi, my order is 'delivered' since tuesday but its not here, i asked the neighbours, what now",
-        ),
-        (
-            "Wait one working day, since drivers often scan too early.",
-            "Ask the shop, not the carrier: it is the shop that owes you the goods.",
-            "Have them open an inquiry; it takes up to 10 days.",
-            "The GPS position of the scan is on file at the carrier.",
-            "If the shop refuses, dispute the charge with your bank.",
-            "A police report helps for anything above 100 dollars.",
-        ),
-        (
-            "How long do I have to dispute the charge?",
-            "can I see the GPS data myself?",
-            "What if I agreed to a safe place?",
-            "Will they ask my neighbours again?",
-        ),
-        "The refund is marked as issued but I never got it. What now?",
-        "a letter, there was no tracking",
-        ("Did you check with the building's reception?", "We don't have one."),
-    ),
-    Topic(
-        (
-            "How do I change the email address of my account?",
-            "change account email",
-            "I need to update my login e-mail, where is that?",
-            "Where can I replace the mail address that I signed up with?",
-            "leaving my company soon and the account is on the work mail, how to move it to my private one",
-        ),
-        (
-            "Open Settings → Account → Sign‑in and choose Edit next to the address.",
-            "We send a link to the new address; it is valid for 24 hours.",
-            "Until you click it, the old address stays in force.",
-            "Invoices follow the billing contact, which is a separate field.",
-            "With single sign‑on, only your administrator can change it.",
-            "Your projects and files are not touched.",
-        ),
-        (
-            "Can I have two addresses on one account?",
-            "What if the link has expired?",
-            "where is the billing contact",
-            "Does my colleague see the change?",
-        ),
-        "How do I change the currency of my invoice?",
-        "the address where newsletters go",
-        ("Do you use single sign-on?", "No, a password."),
-    ),
-    Topic(
-        (
-            "My printer only prints blank pages, how do I fix it?",
-            "printer blank pages",
-            "Why do my prints come out empty?",
-            "The printer takes the paper and everything sounds normal but the sheets are white. Help?",
-            "How to repair a printer which gives out white paper only?",
-        ),
-        (
-            "Run the nozzle check from the printer's own menu.",
-            "If the pattern has gaps, start one head cleaning, then wait an hour.",
-            "A new cartridge may still have its tape over the vent.",
-            "Laser printers do this when the drum isn't charged.",
-            "Print a test page without the computer to rule out the driver.",
-            "Ink dries in after some weeks without a job.",
-        ),
-        (
-            "How do I find the nozzle check?",
-            "how many cleanings in a row are ok",
-            "Can dried ink be dissolved with water?",
-            "Does a drum wear out?",
-        ),
-        "My scanner only saves dark images, how do I fix it?",
-        "the copies, printing from the PC is fine",
-        ("Is it a laser printer?", "No, an inkjet."),
-    ),
+    ("Does the log say anything?", "no errors at all in there"),
 )
 
-LEARNING = (
-    Topic(
-        (
-            "What is the probability of rolling a sum of 8 with two dice?",
-            "two dice sum 8 probability",
-            "If I throw two dice, how likely is it that they add up to eight?",
-            "how do i calculate the chance to get 8 with 2 dices",
-            "Chances of a total of eight on a pair of dice?",
-        ),
-        (
-            "There are 36 equally likely outcomes.",
-            "Five of them make 8: 2+6, 3+5, 4+4, 5+3 and 6+2.",
-            "So it is 5/36, about 13.9 %.",
-            "Seven is the most likely sum with 6/36.",
-            "4+4 counts once, since the dice show the same.",
-            "Sums far from seven get rarer on both sides.",
-        ),
-        (
-            "Why does 4+4 count only once?",
-            "and for at least 8?",
-            "How would it change with three dice?",
-            "What's the most likely sum of three?",
-        ),
-        "What is the probability of drawing a pair of aces from one deck?",
-        "two ten-sided dice",
-        ("Are the dice fair?", "no, one is loaded"),
+PAPERS = Field(
+    (
+        ("work visa", "employment visa"),
+        ("trademark", "brand registration"),
+        ("building permit", "planning permission"),
+        ("student loan", "education loan"),
+        ("driving licence", "driver's license"),
+        ("library card", "reader's pass"),
     ),
-    Topic(
-        (
-            "What's the derivative of x² sin x?",
-            "derivative x^2 sin(x)",
-            "Differentiate x squared times sine x please.",
-            "How do I derive x² · sin(x)?",
-            "Stuck on homework: need d/dx of x^2 * sin x",
+    (
+        Aspect(
+            (
+                "How do I apply for a {s}?",
+                "{s} application process",
+                "What are the stages of getting a {s}?",
+                "where do i hand in the form for a {s}",
+                "I'd like to have a {s} and don't know where to begin. Who takes the request?",
+            ),
+            (
+                "The form is online; the office on the third floor has it on paper.",
+                "Sign page {n}, which most people overlook.",
+                "You get a number with which you can follow your {s}.",
+                "Somebody else may hand it in with a letter from you.",
+                "Appointments open {n} days ahead, at midnight.",
+            ),
+            ("May my partner hand it in for me?", "is there an appointment system"),
+            "Who is in charge of issuing a {s}?",
         ),
-        (
-            "By the product rule it is 2x sin x + x² cos x.",
-            "The rule says (uv)' = u'v + uv'.",
-            "Here u = x² and v = sin x.",
-            "You may factor out x: x(2 sin x + x cos x).",
-            "At x = 0 the slope is 0.",
-            "Check it with a difference quotient at x = 1, which gives about 2.22.",
+        Aspect(
+            (
+                "How much does a {s} cost?",
+                "price of a {s}",
+                "What fees will I have to pay for my {s}?",
+                "is a {s} expensive",
+                "What should I budget for a {s}, all in?",
+            ),
+            (
+                "The basic fee for the {s} is {n} euros.",
+                "Cards are taken, cash is not.",
+                "Half is waived for those under 25.",
+                "A late request is charged {n} euros more.",
+                "Copies have to be certified, which the notary bills apart.",
+            ),
+            ("Can the fee be paid in instalments?", "do i get it back if they say no"),
+            "And what would I pay for that?",
         ),
-        (
-            "What would the second derivative be?",
-            "Where does the product rule come from?",
-            "how do i do the difference quotient",
-            "Is the function even or odd?",
+        Aspect(
+            (
+                "How long does it take to get a {s}?",
+                "processing time {s}",
+                "When can I expect my {s} if I send everything in today?",
+                "waiting time for a {s} these days?",
+                "I need the {s} by June. Is that realistic or should I have started earlier?",
+            ),
+            (
+                "At the moment {n} weeks, in summer more.",
+                "A missing stamp puts you back to the end of the queue.",
+                "An express desk exists for the {s}, at twice the fee.",
+                "No news after {n} weeks: write to the ombudsman.",
+                "The letter itself is four days under way.",
+            ),
+            ("Does the express desk need a reason?", "whom do I call if nothing comes"),
+            "is the {s} something one gets quickly",
         ),
-        "What's the integral of x³ ln x?",
-        "sin of x², not x² times sin",
-        ("Do you know the product rule?", "no we havent had that yet"),
+        Aspect(
+            (
+                "Which documents do I need for a {s}?",
+                "paperwork needed {s}",
+                "What do I have to bring along when I request a {s}?",
+                "list of papers for the {s} pls",
+                "What proof will they ask me for if I want a {s}?",
+            ),
+            (
+                "A passport or identity card that is valid {n} months more.",
+                "Proof of address, no older than {n} weeks.",
+                "Two photos, without glasses.",
+                "For the {s} they also want to see the tax number.",
+                "Everything in another language needs a sworn translation.",
+            ),
+            ("Does a phone bill count as proof of address?", "who does sworn translations"),
+            "what do they want to see before they hand out a {s}",
+        ),
     ),
-    Topic(
-        (
-            "If I invest 200 euros a month at 5 percent, how much is it after 20 years?",
-            "200/month 5% 20 years total",
-            "What do monthly savings of 200 € at 5 % interest grow to in two decades?",
-            "How much would I have after twenty years putting away 200 euros each month with 5% return?",
-            "calculate savings plan: 200 eur monthly, 20 y, 5 percent",
-        ),
-        (
-            "You end up with roughly 82,000 euros.",
-            "48,000 of that is what you paid in.",
-            "The formula is 200 · ((1+i)ⁿ − 1) / i with i = 0.05/12 and n = 240.",
-            "Inflation of 2 % cuts its buying power to about 55,000.",
-            "Fees of 1 % a year would cost you near 9,000.",
-            "Half of the gain comes in the last seven years.",
-        ),
-        (
-            "What if I start with 5000 on top?",
-            "how did you take inflation into account",
-            "And with 7 percent instead?",
-            "Do I pay tax on the gain?",
-        ),
-        "If I repay 300 dollars a month at 4 percent, how long is it until 30,000 is gone?",
-        "a single payment of 200 euros",
-        ("Is the return guaranteed?", "No, it's an index fund."),
-    ),
-    Topic(
-        (
-            "When do I use affect and when effect?",
-            "affect vs effect",
-            "I always mix up affect and effect, what's the rule?",
-            "Could you explain the difference between 'effect' and 'affect'?",
-            "how to know if its affect or effect",
-        ),
-        (
-            "Affect is nearly always a verb: the rain affects the harvest.",
-            "Effect is nearly always a noun: the effect was small.",
-            "To effect a change means to bring it about — a verb, but a rare one.",
-            "Psychologists use affect as a noun for mood.",
-            "If you can put “the” in front, write effect.",
-            "Remember A for action, E for end result.",
-        ),
-        (
-            "Is 'side affect' ever right?",
-            "can you quiz me with five sentences?",
-            "Why do both words exist?",
-            "What about effective and affective?",
-        ),
-        "When do I use lay and when lie?",
-        "accept and except",
-        ("Is English your first language?", "no, it's Polish"),
-    ),
-    Topic(
-        (
-            "Why is the sky red at sunset?",
-            "sunset red why",
-            "What makes the evening sky turn red?",
-            "My daughter asked why the sky goes all red when the sun goes down, how do I explain it?",
-            "Reason for red skies in the evening?",
-        ),
-        (
-            "Low sunlight crosses up to 40 times as much air as at noon.",
-            "Air scatters blue light sideways far more than red.",
-            "What is left for your eye is orange and red.",
-            "Dust and smoke deepen the colour.",
-            "On Mars it is the other way round: its sunsets are blue.",
-            "It is called Rayleigh scattering.",
-        ),
-        (
-            "Why is it blue on Mars?",
-            "so why isn't the sky violet at noon",
-            "Does pollution make sunsets prettier?",
-            "Who was Rayleigh?",
-        ),
-        "Why is the sea green near the coast?",
-        "the green flash at sunset",
-        ("Does she know what a prism is?", "no, shes five"),
-    ),
-    Topic(
-        (
-            "How do black holes lose mass?",
-            "black hole evaporation explained",
-            "I read that black holes evaporate. How is that possible if nothing escapes?",
-            "What is it that makes a black hole shrink over time?",
-            "Nothing can leave a black hole, right? Then how can it get lighter?",
-        ),
-        (
-            "Hawking showed in 1974 that they glow like any warm body.",
-            "The glow's energy is paid for with mass.",
-            "The smaller the hole, the hotter it is.",
-            "One with the mass of our sun would need 10⁶⁷ years.",
-            "Nothing of the kind has been observed yet.",
-            "The picture with pairs of particles is a metaphor, not the calculation.",
-        ),
-        (
-            "How hot is one with the mass of the sun?",
-            "what happens at the very end",
-            "Does the information get lost?",
-            "Could the collider make a tiny one?",
-        ),
-        "How do neutron stars lose spin?",
-        "wormholes",
-        ("Have you had quantum mechanics?", "No, only school physics."),
-    ),
-    Topic(
-        (
-            "Which chords do I need for beginner ukulele songs?",
-            "easiest ukulele chords",
-            "I just got a ukulele. What chords should I learn first?",
-            "What are the most important ukulele chords for starting out?",
-            "ukulele newbie here, what grips to practice to play along with most songs",
-        ),
-        (
-            "C, Am, F and G carry hundreds of songs.",
-            "C needs one finger: third fret, bottom string.",
-            "Am is one finger too, on the top string's second fret.",
-            "G7 is kinder to your fingers than G at first.",
-            "Change between two chords for a minute a day, slowly.",
-            "Tune to G‑C‑E‑A, the G being the high one.",
-        ),
-        (
-            "Which songs work with just those four?",
-            "how do i strum with one hand and not lose the beat",
-            "Is a low G better for beginners?",
-            "What comes after these chords?",
-        ),
-        "Which scales do I need for beginner trumpet pieces?",
-        "a baritone, it's tuned differently",
-        ("Do you play the guitar?", "no, never played anything"),
-    ),
+    ("Do you live in the city itself?", "No, in a village nearby."),
 )
 
-WORK_AND_WORDS = (
-    Topic(
-        (
-            "How do I ask my boss for a raise?",
-            "ask for raise how",
-            "What is the best way to bring up a pay rise with my manager?",
-            "I've been here for two years without more money. How should I raise the topic of salary?",
-            "tips for negotiating more salary in my current job",
-        ),
-        (
-            "Ask for a meeting about your development, not in the corridor.",
-            "Bring three results with figures, from the last 12 months.",
-            "Know the range: similar jobs pay 5 to 10 % around yours.",
-            "Say the number first, and then be quiet.",
-            "If the budget is closed, agree on a date and on goals.",
-            "Leave your rent out of it, since it is your worth that counts.",
-        ),
-        (
-            "What if she says the budget is frozen?",
-            "Where can I look up the range for my job?",
-            "should i mention another offer",
-            "Is it okay to ask by mail?",
-        ),
-        "How do I tell my team about a move?",
-        "a promotion, the money is secondary",
-        ("Have you had a review this year?", "No, it was postponed."),
+SPORTS = Field(
+    (
+        ("bouldering", "indoor climbing"),
+        ("rowing", "sculling"),
+        ("fencing", "foil fencing"),
+        ("trail running", "running off-road"),
+        ("table tennis", "ping pong"),
+        ("freediving", "apnea diving"),
     ),
-    Topic(
-        (
-            "Write me a bedtime story about a dragon who is afraid of fire.",
-            "bedtime story dragon scared of fire",
-            "Can you make up a goodnight tale where a dragon fears fire?",
-            "my son (4) wants a story of a dragon that has fear of his own fire, short one for bed",
-            "I'd love a short story for a small child: the hero is a dragon and fire frightens him.",
+    (
+        Aspect(
+            (
+                "What equipment do I need for {s}?",
+                "{s} gear for beginners",
+                "What should I buy before my first session of {s}?",
+                "do i need special shoes for {s} or other stuff",
+                "I start {s} next week. What goes into the bag?",
+            ),
+            (
+                "Borrow everything for the first {n} sessions.",
+                "Shoes are the one thing that should be your own.",
+                "Clubs for {s} lend out the rest.",
+                "Used gear costs a third, check the seams.",
+                "Budget {n} euros if you insist on new.",
+            ),
+            ("Where can I get it second-hand?", "how tight should the shoes be"),
+            "And what kit would I have to get?",
         ),
-        (
-            "Once there was a small dragon called Pim, who slept with a bucket beside his bed.",
-            "Whenever he had to sneeze he ran to the pond, just in case.",
-            "One winter night the village lamps went out, and all was dark.",
-            "“I could light them,” Pim whispered, and his knees shook.",
-            "He blew as softly as you blow on soup, and 12 little flames stood up.",
-            "From then on the bucket was for frogs.",
+        Aspect(
+            (
+                "How do I avoid injuries in {s}?",
+                "common {s} injuries and prevention",
+                "What hurts most often in {s}, and what can one do against it?",
+                "is {s} bad for the joints",
+                "I'm 52 and would like to do {s} without ending up at the doctor's. Any precautions?",
+            ),
+            (
+                "Warm up for {n} minutes, also when you are late.",
+                "Most accidents in {s} happen in the last quarter of an hour.",
+                "Shoulders want strength before they want range.",
+                "Pain that stays {n} days is a reason to see somebody.",
+                "Sleep does more than any tape.",
+            ),
+            ("Which stretches come first?", "does taping help at all"),
+            "How risky is {s} for somebody over fifty?",
         ),
-        (
-            "What happens to the frogs?",
-            "could pim get a sister in the next part",
-            "Which age would you say it suits?",
-            "Can you think of a title?",
+        Aspect(
+            (
+                "How quickly will I get better at {s}?",
+                "{s} progress how many months",
+                "After what time do people usually reach a decent level in {s}?",
+                "when will i stop being a beginner in {s}",
+                "Training twice a week, how soon would I see improvement in {s}?",
+            ),
+            (
+                "The first {n} weeks bring the most.",
+                "After that {s} is a matter of technique.",
+                "Film yourself once a month.",
+                "Plateaus of {n} weeks are the rule.",
+                "A coach saves you a year.",
+            ),
+            ("What should I look at in the film?", "what do you do on a plateau"),
+            "what level could I get to in a year of {s}",
         ),
-        "Write me a birthday rhyme about a giraffe who is afraid of heights.",
-        "a dragon who is afraid of water",
-        ("Should it have a moral?", "no, just cosy"),
+        Aspect(
+            (
+                "Which muscles does {s} train?",
+                "{s} muscle groups",
+                "What parts of the body get stronger from {s}?",
+                "does {s} work the core",
+                "Would {s} give me a workout for the whole body or just the arms?",
+            ),
+            (
+                "Mostly the back, and the grip.",
+                "The core works in {s} all the time without your noticing.",
+                "Legs get their share at higher levels.",
+                "An hour burns {n} kilocalories.",
+                "Add push-ups, {n} a day, for balance.",
+            ),
+            ("Is it enough cardio by itself?", "what should I add for the legs"),
+            "And is it good for the back?",
+        ),
     ),
-    Topic(
-        (
-            "I need a toast for my brother's wedding, two minutes long.",
-            "wedding toast brother 2 min",
-            "Could you draft a short best-man speech for my brother?",
-            "Write a speech of about 2 minutes that I can give when my brother marries",
-            "My little brother gets married on Saturday and I have to say a few words – can you write them?",
-        ),
-        (
-            "Good evening, I'm the one who taught Ben to ride a bike, and he has the scar to prove it.",
-            "When he first told us about Lena, he talked for 40 minutes without a breath.",
-            "She laughs at his jokes, which none of us ever managed.",
-            "Marriage, they say, is two people looking in the same direction.",
-            "May your coffee be strong and your arguments short.",
-            "Please raise your glasses to Lena and Ben.",
-        ),
-        (
-            "How would I start if I'm nervous?",
-            "can the bike story go at the end instead?",
-            "Is it okay to read it from a card?",
-            "When in the evening is the best moment?",
-        ),
-        "I need a eulogy for my aunt's funeral, three minutes long.",
-        "a toast at the rehearsal dinner, only for family",
-        ("Does he have children?", "Not yet, no."),
-    ),
-    Topic(
-        (
-            "Come up with a backstory for a half-orc bard.",
-            "half-orc bard backstory dnd",
-            "My next D&D character is a bard, half-orc. Who is she and where does she come from?",
-            "Give my half orc bard a past, please.",
-            "need background for d&d char: bard, half orc, not the usual angry type",
-        ),
-        (
-            "Grisha grew up in a mill, counting the beats of the wheel.",
-            "Her mother sang war songs to lull her to sleep.",
-            "At 14 she won a lute at dice from a priest who was glad to lose it.",
-            "The town guard still wants her for a ballad about the mayor.",
-            "She writes home every month and never gets an answer.",
-            "What she fears is silence, not death.",
-        ),
-        (
-            "Why does she never get an answer?",
-            "what is the ballad called",
-            "Which instrument would suit her besides the lute?",
-            "Who could be her rival?",
-        ),
-        "Come up with a prophecy for a blind ranger.",
-        "a half-elf, and a druid",
-        ("Does the party know her?", "no she joins in session 3"),
-    ),
-    Topic(
-        (
-            "My landlord won't return the deposit, what can I do?",
-            "landlord keeps deposit",
-            "I moved out two months ago and still haven't got my deposit back. Options?",
-            "How do I get the security deposit back from a landlord who refuses?",
-            "what steps if the owner of the flat dont give back deposit after moving out",
-        ),
-        (
-            "Write to him with a date, 14 days from now, and say where to pay.",
-            "Ask for an itemised list of what he wants to deduct.",
-            "Wear and tear — faded paint, small nail holes — is his cost, not yours.",
-            "Photos and the handover sheet are your best proof.",
-            "In many places the deposit sits with a scheme that settles disputes for free.",
-            "Small claims court is made for sums like this and needs no lawyer.",
-        ),
-        (
-            "What does small claims court cost?",
-            "can he deduct for cleaning",
-            "How do I find out which scheme has the deposit?",
-            "Does an e-mail count as writing to him?",
-        ),
-        "My neighbour won't trim the hedge, what can I do?",
-        "a deposit for a holiday flat",
-        ("Is there a handover sheet?", "no, he never made one"),
-    ),
-    Topic(
-        (
-            "My knee hurts after running, should I stop?",
-            "knee pain after jogging",
-            "Every time I go for a run my knee aches the next day. Is it better to pause?",
-            "Is it ok to keep running if the knee is sore afterwards?",
-            "I am runner since 3 month and now have pain in knee, must I make a break?",
-        ),
-        (
-            "Pain that is gone within 24 hours allows shorter runs on soft ground.",
-            "Swelling, locking or pain at night are reasons to see a doctor.",
-            "Most of it comes from adding more than 10 % a week.",
-            "Strong hips take load off the kneecap: side planks, twice a week.",
-            "Cycling keeps you fit meanwhile.",
-            "Shoes are worn out after some 700 kilometres.",
-        ),
-        (
-            "How do I do a side plank properly?",
-            "does ice help or is that a myth",
-            "When can I go back to my old distance?",
-            "Would a bandage be useful?",
-        ),
-        "My wrist hurts after typing, should I stop?",
-        "my shin, not the knee",
-        ("Is the knee swollen?", "No, it looks normal."),
-    ),
+    ("Did you do any sport before?", "no never really"),
 )
 
-TOPICS = (*CODE, *HOUSEHOLD, *TRAVEL_AND_SUPPORT, *LEARNING, *WORK_AND_WORDS)
+MACHINES = Field(
+    (
+        ("microwave", "microwave oven"),
+        ("espresso machine", "coffee maker"),
+        ("tumble dryer", "clothes dryer"),
+        ("chest freezer", "deep freezer"),
+        ("air purifier", "air cleaner"),
+        ("robot vacuum", "hoover robot"),
+    ),
+    (
+        Aspect(
+            (
+                "Why does my {s} smell?",
+                "{s} stinks what to do",
+                "A bad odour comes out of the {s}. Where could that be from?",
+                "how do i get rid of the smell in the {s}",
+                "Every time I open the {s} my nose complains. Any idea what's rotting in there?",
+            ),
+            (
+                "Nine times of ten it is the filter of the {s}.",
+                "Let it run empty and hot with {n} spoons of vinegar.",
+                "Leave the door ajar for {n} hours.",
+                "The hose holds water where it sags.",
+                "Rubber seals hide what you smell.",
+            ),
+            ("Is vinegar bad for the seals?", "where is the filter in most models"),
+            "And should I worry when it smells?",
+        ),
+        Aspect(
+            (
+                "How much electricity does a {s} use?",
+                "power consumption {s} per year",
+                "What will running a {s} add to my bill?",
+                "is my {s} an energy guzzler",
+                "Our meter spins since we've had the {s}. How many kWh are normal?",
+            ),
+            (
+                "A recent {s} takes {n} kWh a month.",
+                "Standby is a tenth of it.",
+                "The eco programme is slower and saves a third.",
+                "Measure it with a plug meter for {n} days.",
+                "Old ones can need three times as much.",
+            ),
+            ("Are plug meters reliable?", "how can I switch off standby"),
+            "what does a {s} draw on standby",
+        ),
+        Aspect(
+            (
+                "How long does a {s} last?",
+                "{s} average service life",
+                "After how many years should I replace my {s}?",
+                "when is it time for a new {s}",
+                "The {s} is nine years old and the repair is 180. Still worth it?",
+            ),
+            (
+                "Most are thrown away after {n} years.",
+                "Pumps go first, electronics second.",
+                "A repair for less than half the price of a new {s} pays off.",
+                "Spare parts have to be sold for {n} years by law.",
+                "Care doubles what you get out of it.",
+            ),
+            ("Where do I find spare parts?", "which brand holds out the longest"),
+            "How durable are they, by the way?",
+        ),
+        Aspect(
+            (
+                "My {s} is so loud, how can I make it quieter?",
+                "noisy {s} fix",
+                "What helps against the racket that the {s} makes?",
+                "how many decibels are ok for a {s} and how to lower them",
+                "The neighbours hear my {s} through the wall. How do I dampen it?",
+            ),
+            (
+                "Level the feet of the {s} first.",
+                "A rubber mat takes {n} dB off.",
+                "Rattling comes from screws, humming from the motor.",
+                "Pull it {n} cm away from the wall.",
+                "Night mode is slower and halves the noise.",
+            ),
+            ("Which mat would you take?", "can the humming be repaired"),
+            "is it normal for a {s} to be that loud?",
+        ),
+    ),
+    ("Is it still under warranty?", "No, it ran out in spring."),
+)
+
+FIELDS = (PLANTS, PETS, SERVERS, PAPERS, SPORTS, MACHINES)
+
+
+def topics(seed: int) -> tuple[Topic, ...]:
+    """Every aspect of every subject, with figures of its own; the same for the same seed."""
+    rng = random.Random(seed)
+    return tuple(
+        _topic(field, subject, at, rng)
+        for field in FIELDS
+        for subject in range(len(field.subjects))
+        for at in range(len(field.aspects))
+    )
+
+
+def _topic(field: Field, subject: int, at: int, rng: random.Random) -> Topic:
+    names, aspect = field.subjects[subject], field.aspects[at]
+    other, other_name = field.subjects[(subject + rng.randint(1, 5)) % 6]
+    asides = [a.aside for n, a in enumerate(field.aspects) if n != at]
+    direct = [rng.choice(a.asked) for n, a in enumerate(field.aspects) if n != at]
+    return Topic(
+        tuple(_about(q, rng.choice((names[0], names[0], names[1]))) for q in aspect.asked),
+        tuple(_about(f, names[0]).replace("{n}", str(rng.randint(2, 28))) for f in aspect.facts),
+        tuple(_about(q, rng.choice(names)) for q in (*aspect.deeper, *asides, rng.choice(direct))),
+        _about(rng.choice(aspect.asked), other),
+        rng.choice((f"the {other_name}", f"the {other_name}, not the {names[0]}", f"our {other}")),
+        field.check,
+    )
+
+
+def _about(template: str, subject: str) -> str:
+    filled = template.replace("{s}", subject)
+    return filled[:1].upper() + filled[1:] if template[:1].isupper() else filled
+
+
+TOPICS = topics(5)

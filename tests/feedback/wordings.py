@@ -1,8 +1,8 @@
-"""What the people and assistants of `traffic` say, in three sets that share no topic and no phrase.
+"""What the people and assistants of `traffic` say, in four sets that share no topic and no phrase.
 
-DEVELOPMENT and `released.RELEASED` are for looking at while `feedback.implicit` is worked on. `unseen.UNSEEN`
-is what the published figures are measured on: look at it only to add to it, never to see why something was
-missed.
+DEVELOPMENT, `released.RELEASED` and `third.THIRD` are for looking at while `feedback.implicit` is worked on.
+`unseen.UNSEEN` is what the published figures are measured on: look at it only to add to it, never to see why
+something was missed.
 """
 
 from typing import NamedTuple
