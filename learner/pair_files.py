@@ -20,7 +20,7 @@ from learner.batches import Encoder, PairRow, RewardData
 from learner.errors import DataError
 
 HELDOUT_FRACTION = 0.2
-"""Share of prompts kept out of training where the file does not say; follows from the prompt alone."""
+"""Share of conversations kept out of training where the file does not say; follows from how they begin."""
 
 
 class FilePair(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,11 @@ class FilePair(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         return _digest(self.prompt)
 
+    @property
+    def opening(self) -> str:
+        """Digest of the first thing a user said: the same for every stage of a conversation."""
+        return _opening(self.prompt)
+
 
 def read(path: Path) -> list[FilePair]:
     """Every pair of the file. Raises: DataError naming file, row and column of the first fault."""
@@ -44,20 +49,18 @@ def read(path: Path) -> list[FilePair]:
     return pairs
 
 
-def reward_data(pairs: Sequence[FilePair], encoder: Encoder) -> RewardData:
-    """The pairs as token ids, split into training and held-out by prompt."""
-    data = RewardData()
-    for pair in pairs:
-        prompt = encoder.prompt(pair.digest, pair.prompt)
-        row = PairRow(
-            encoder.reply(prompt, pair.chosen),
-            encoder.reply(prompt, pair.rejected),
-            pair.p,
-            pair.weight,
-            "file",
-        )
-        (data.heldout_pairs if pair.heldout else data.pairs).append(row)
-    return data
+def reward_data(pairs: Sequence[FilePair], heldout: Sequence[FilePair], encoder: Encoder) -> RewardData:
+    """Training and held-out pairs as token ids."""
+    return RewardData(
+        pairs=[row(pair, encoder) for pair in pairs], heldout_pairs=[row(pair, encoder) for pair in heldout]
+    )
+
+
+def row(pair: FilePair, encoder: Encoder) -> PairRow:
+    """Raises: DataError when the chat template refuses the dialogue."""
+    prompt = encoder.prompt(pair.digest, pair.prompt)
+    chosen, rejected = (encoder.reply(prompt, text) for text in (pair.chosen, pair.rejected))
+    return PairRow(chosen, rejected, pair.p, pair.weight, "file")
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -106,7 +109,7 @@ def _pair(row: Any, where: str) -> FilePair:
     split = row.get("split")
     if split not in (None, "train", "heldout"):
         raise DataError(f"{where}, column 'split': {split!r} is neither 'train' nor 'heldout'")
-    heldout = split == "heldout" if split else _kept_out(_digest(prompt))
+    heldout = split == "heldout" if split else _kept_out(_opening(prompt))
     return FilePair(prompt=prompt, chosen=chosen, rejected=rejected, p=p, weight=weight, heldout=heldout)
 
 
@@ -141,6 +144,11 @@ def _number(value: Any, default: float, low: float, high: float, where: str) -> 
 def _digest(prompt: tuple[Message, ...]) -> str:
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
     return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _opening(prompt: tuple[Message, ...]) -> str:
+    first = next((n for n, message in enumerate(prompt, start=1) if message["role"] == "user"), len(prompt))
+    return _digest(prompt[first - 1 : first])
 
 
 def _kept_out(digest: str) -> bool:

@@ -1,43 +1,13 @@
-"""Single stages by hand: a reward model from a file of pairs, a policy from a reward model."""
+"""A single stage by hand: a policy from a reward model."""
 
 from pathlib import Path
 
 from feedback import snapshots
-from learner import pair_files, train_policy, train_reward
+from learner import train_policy, train_reward
 from learner.models import LanguageActor, Role, export_adapter, load_trunk
 from learner.sampling import LocalSampler
 from learner.train_policy import RunState, StepMetrics
-from learner.train_reward import RewardReport
-from learner.turn import Setting, ppo_settings, prompts_of, reward_settings
-
-
-def reward_from_pairs(setting: Setting, pairs: Path, out_dir: Path) -> RewardReport:
-    """Trains on the file's training rows, standardises on the base model's replies, writes to `out_dir`.
-
-    Raises: DataError naming the row and column of a hole; ModelError.
-    """
-    found = pair_files.read(pairs)
-    learner = setting.learner
-    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed)
-    data = pair_files.reward_data(found, trunk.encoder)
-
-    def on_step(loss: float, done: int, total: int) -> None:
-        setting.progress("reward model", done, total, f"loss {loss:.3f}")
-
-    model, losses = train_reward.train(trunk, data, reward_settings(learner, learner.seed), on_step)
-    prompts = [row.chosen.prompt for row in data.pairs[: max(1, learner.root_samples // 4)]]
-    root = LocalSampler(trunk).sample(
-        Role.ROOT,
-        prompts,
-        n=4,
-        temperature=learner.temperature,
-        max_tokens=learner.max_reply_tokens,
-        seed=learner.seed,
-    )
-    train_reward.standardise(model, root)
-    report = train_reward.report(model, data, losses, root)
-    train_reward.save(model, report, out_dir)
-    return report
+from learner.turn import Setting, ppo_settings, prompts_of
 
 
 def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_dir: Path) -> Path:

@@ -1,0 +1,244 @@
+"""Reward models from a file of pairs, side by side on the same held-out conversations, none left out.
+
+The trunk's reward model lies in `out` itself, where PPO takes it from; the text scorers in folders beside it.
+
+    out/  adapter/  heads.safetensors  report.json  card.*     bag-of-words/  n-grams/     comparison.json
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.table import Table
+
+from learner import findings, model_card, pair_files, text_scorer, train_reward
+from learner.batches import Prompt, Sample
+from learner.checkpoints import write_atomically
+from learner.errors import DataError
+from learner.findings import Findings, Judged
+from learner.measures import Floats, clustered_bootstrap
+from learner.models import Role, Trunk, load_trunk
+from learner.ngrams import Block
+from learner.pair_files import FilePair
+from learner.sampling import LocalSampler
+from learner.train_reward import RewardModel
+from learner.turn import Setting, reward_settings
+from ops import store
+
+TRUNK = "reward model"
+TEXT: dict[str, tuple[Block, ...]] = {
+    "bag of words": text_scorer.BAG_OF_WORDS,
+    "n-grams": text_scorer.N_GRAMS,
+}
+BASELINE = "bag of words"
+SCORER_FILE = "scorer.safetensors"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One scorer on the held-out pairs."""
+
+    name: str
+    findings: Findings
+    gain: float
+    """Accuracy less the baseline's on the same pairs, ties left out."""
+    gain_low: float
+    gain_high: float
+    """95 %, from resampling conversations."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """`comparison.json`: every scorer, the best first."""
+
+    train_pairs: int
+    heldout: str
+    """File and share of it that the figures are of."""
+    results: tuple[Result, ...]
+
+
+def train(setting: Setting, file: Path, out: Path, heldout_file: Path | None = None) -> Comparison:
+    """Trains each scorer on the file's training pairs, or on all of them where `heldout_file` is given.
+
+    Raises: DataError naming row and column of a fault in either file; ModelError.
+    """
+    pairs, heldout = split(file, heldout_file)
+    made = {name: _train_text(setting, name, pairs) for name in TEXT}
+    margins = {name: scorer.margins(heldout) for name, scorer in made.items()}
+    model = _train_trunk(setting, pairs, heldout, out)
+    margins[TRUNK] = trunk_margins(model, heldout)
+    found = compare(margins, heldout, len(pairs), f"{heldout_file or file}")
+    for name, scorer in made.items():
+        text_scorer.save(scorer, _folder(out, name) / SCORER_FILE)
+    _write_cards(setting, found, out, f"{file.name}, SHA-256 {_digest(file)}", made)
+    return found
+
+
+def evaluate(setting: Setting, out: Path, file: Path) -> Comparison:
+    """The scorers in `out` on every pair of another file; changes nothing in `out`.
+
+    Raises: DataError, ModelError.
+    """
+    pairs = pair_files.read(file)
+    margins = {name: text_scorer.load(_folder(out, name) / SCORER_FILE).margins(pairs) for name in TEXT}
+    trunk = load_trunk(setting.base_dir, rank=setting.learner.rank, seed=setting.learner.seed)
+    model, report = train_reward.load(trunk, out, setting.learner.reward_uncertainty)
+    margins[TRUNK] = trunk_margins(model, pairs)
+    return compare(margins, pairs, report.train_pairs, f"{file}")
+
+
+def split(file: Path, heldout_file: Path | None) -> tuple[list[FilePair], list[FilePair]]:
+    """Training and held-out pairs. A conversation of the held-out file is never trained on.
+
+    Raises: DataError when one of the two is empty."""
+    read = pair_files.read(file)
+    if heldout_file is None:
+        pairs, heldout = [p for p in read if not p.heldout], [p for p in read if p.heldout]
+    else:
+        heldout = pair_files.read(heldout_file)
+        unseen = {pair.opening for pair in heldout}
+        pairs = [pair for pair in read if pair.opening not in unseen]
+    if not pairs:
+        raise DataError(f"{file} has no training pair: all are held out")
+    if not heldout:
+        raise DataError(f"{file} has no held-out pair: give more pairs, a column 'split', or --evaluate FILE")
+    return pairs, heldout
+
+
+def compare(
+    margins: Mapping[str, Floats], heldout: Sequence[FilePair], train_pairs: int, named: str
+) -> Comparison:
+    """Every scorer on the same pairs, in order of accuracy."""
+    results = [_result(name, margin_B, margins[BASELINE], heldout) for name, margin_B in margins.items()]
+    results.sort(key=lambda r: (-r.findings.accuracy.accuracy, r.name))
+    return Comparison(train_pairs=train_pairs, heldout=named, results=tuple(results))
+
+
+def trunk_margins(model: RewardModel, pairs: Sequence[FilePair]) -> Floats:
+    """Mean margin of the heads on each pair, in log-odds."""
+    rows = [pair_files.row(pair, model.trunk.encoder) for pair in pairs]
+    return train_reward.pair_margins(model, rows)[0]
+
+
+def table(found: Comparison) -> Table:
+    """For people."""
+    made = Table("scorer", "accuracy (95 %)", "against the bag of words (95 %)", "calibration error", "Brier")
+    for r in found.results:
+        gain = "" if r.name == BASELINE else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
+        scaled = r.findings.scaled
+        made.add_row(
+            r.name,
+            model_card.interval(r.findings.accuracy),
+            gain,
+            f"{scaled.error:.3f}",
+            f"{scaled.brier:.3f}",
+        )
+    rule = found.results[0].findings.shorter_is_better
+    made.add_row("the shorter reply", model_card.interval(rule), "", "", "", style="dim")
+    return made
+
+
+def summary(found: Comparison) -> str:
+    """One line: the best of them, and what it was measured on."""
+    best = found.results[0]
+    return (
+        f"held-out accuracy {model_card.interval(best.findings.accuracy)} by the {best.name}, the best of "
+        f"{len(found.results)}, on {best.findings.accuracy.pairs} pairs; trained on {found.train_pairs}"
+    )
+
+
+def _result(name: str, margin_B: Floats, baseline_B: Floats, heldout: Sequence[FilePair]) -> Result:
+    p_B = np.array([pair.p for pair in heldout])
+    openings = [pair.opening for pair in heldout]
+    judged = Judged(
+        margin_B=margin_B,
+        p_B=p_B,
+        kinds=["file"] * len(heldout),
+        conversations=openings,
+        length_difference_B=np.array([float(len(p.chosen) - len(p.rejected)) for p in heldout]),
+        unit="characters",
+    )
+    decided_B = judged.decided_B
+    better_B = (margin_B > 0).astype(float) - (baseline_B > 0)
+    clusters = [opening for opening, decided in zip(openings, decided_B, strict=True) if decided]
+    gain = clustered_bootstrap(better_B[decided_B], clusters, np.random.default_rng(0))
+    return Result(
+        name=name,
+        findings=findings.find(judged),
+        gain=gain.value,
+        gain_low=gain.low,
+        gain_high=gain.high,
+    )
+
+
+def _train_text(setting: Setting, name: str, pairs: Sequence[FilePair]) -> text_scorer.TextScorer:
+    def on_step(done: int, total: int) -> None:
+        setting.progress(name, done, total, "penalty by cross-validation")
+
+    return text_scorer.fit(pairs, TEXT[name], setting.learner.seed, on_step).scorer
+
+
+def _train_trunk(
+    setting: Setting, pairs: Sequence[FilePair], heldout: Sequence[FilePair], out: Path
+) -> RewardModel:
+    learner = setting.learner
+    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed)
+    data = pair_files.reward_data(pairs, heldout, trunk.encoder)
+
+    def on_step(loss: float, done: int, total: int) -> None:
+        setting.progress(TRUNK, done, total, f"loss {loss:.3f}")
+
+    model, losses = train_reward.train(trunk, data, reward_settings(learner, learner.seed), on_step)
+    root = _root_samples(setting, trunk, [row.chosen.prompt for row in data.pairs])
+    train_reward.standardise(model, root)
+    train_reward.save(model, train_reward.report(model, data, losses, root), out)
+    return model
+
+
+def _root_samples(setting: Setting, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Four replies of the base model to each of the first training prompts: what rewards are measured by."""
+    learner = setting.learner
+    return LocalSampler(trunk).sample(
+        Role.ROOT,
+        prompts[: max(1, learner.root_samples // 4)],
+        n=4,
+        temperature=learner.temperature,
+        max_tokens=learner.max_reply_tokens,
+        seed=learner.seed,
+    )
+
+
+def _write_cards(
+    setting: Setting,
+    found: Comparison,
+    out: Path,
+    data: str,
+    text_scorers: Mapping[str, text_scorer.TextScorer],
+) -> None:
+    """A card per scorer, then `comparison.json`."""
+    beside = [f"{r.name}: {model_card.interval(r.findings.accuracy)}" for r in found.results]
+    notes = ["All scorers on the same held-out pairs: " + "; ".join(beside)]
+    for result in found.results:
+        trunk = result.name == TRUNK
+        origin = model_card.Origin(
+            name=result.name,
+            data=data,
+            parents={"base model": store.base_digest(setting.base_dir)} if trunk else {},
+            train_pairs=found.train_pairs,
+            settings=_trunk_settings(setting) if trunk else {"penalty": text_scorers[result.name].penalty},
+        )
+        model_card.write(model_card.card(origin, result.findings, notes), _folder(out, result.name))
+    write_atomically(out / "comparison.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+
+
+def _trunk_settings(setting: Setting) -> dict[str, str | int | float | bool]:
+    return asdict(reward_settings(setting.learner, setting.learner.seed))
+
+
+def _folder(out: Path, name: str) -> Path:
+    return out if name == TRUNK else out / name.replace(" ", "-")
+
+
+def _digest(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()
