@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
         help="measure on all pairs of this file; with --pairs, train on all of that one; without, use --out",
     )
     reward.add_argument("--out", type=Path, default=Path("reward"), help="folder of the reward models")
+    reward.add_argument(
+        "--max-tokens", type=int, default=192, help="longest dialogue with its reply that the base model sees"
+    )
     policy = verbs.add_parser("policy", help="PPO against a trained reward model")
     policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")
     policy.add_argument("--reward", type=Path, required=True, help="folder of the reward model")
@@ -122,7 +125,7 @@ def reward(setting: "Setting", args: argparse.Namespace) -> int:
     if args.pairs is None:
         found = reward_from_file.evaluate(setting, args.out, args.evaluate)
     else:
-        found = reward_from_file.train(setting, args.pairs, args.out, args.evaluate)
+        found = reward_from_file.train(setting, args.pairs, args.out, args.evaluate, args.max_tokens)
     Console().print(reward_from_file.table(found))
     print(reward_from_file.summary(found))
     print(f"reward models and their cards in {args.out}")

@@ -136,7 +136,9 @@ def cross_fitted(judged: Judged) -> Floats:
     if len(names) < 2:
         return judged.margin_B
     first, second = (temperature(judged.margin_B[h], judged.p_B[h]) for h in (half_B, ~half_B))
-    return np.divide(judged.margin_B, np.where(half_B, second, first))
+    fitted_B = np.where(half_B, second, first)
+    scaled_B: Floats = judged.margin_B / fitted_B
+    return scaled_B
 
 
 def calibration(margin_B: Floats, p_B: Floats) -> Calibration:

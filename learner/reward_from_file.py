@@ -17,7 +17,7 @@ from rich.table import Table
 from learner import findings, model_card, pair_files, text_scorer, train_reward
 from learner.batches import Prompt, Sample
 from learner.checkpoints import write_atomically
-from learner.errors import DataError
+from learner.errors import DataError, ModelError
 from learner.findings import Findings, Judged
 from learner.measures import Floats, clustered_bootstrap
 from learner.models import Role, Trunk, load_trunk
@@ -35,6 +35,8 @@ TEXT: dict[str, tuple[Block, ...]] = {
 }
 BASELINE = "bag of words"
 SCORER_FILE = "scorer.safetensors"
+MAX_TOKENS = 192
+"""Longest dialogue with its reply that the trunk sees: a training step costs what its tokens cost."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +55,18 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """`comparison.json`: every scorer, the best first."""
 
     train_pairs: int
-    heldout: str
-    """File and share of it that the figures are of."""
+    max_tokens: int
+    """Of a dialogue with its reply, as the trunk saw it."""
     results: tuple[Result, ...]
 
 
-def train(setting: Setting, file: Path, out: Path, heldout_file: Path | None = None) -> Comparison:
+def train(
+    setting: Setting,
+    file: Path,
+    out: Path,
+    heldout_file: Path | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> Comparison:
     """Trains each scorer on the file's training pairs, or on all of them where `heldout_file` is given.
 
     Raises: DataError naming row and column of a fault in either file; ModelError.
@@ -66,9 +74,9 @@ def train(setting: Setting, file: Path, out: Path, heldout_file: Path | None = N
     pairs, heldout = split(file, heldout_file)
     made = {name: _train_text(setting, name, pairs) for name in TEXT}
     margins = {name: scorer.margins(heldout) for name, scorer in made.items()}
-    model = _train_trunk(setting, pairs, heldout, out)
+    model = _train_trunk(setting, pairs, heldout, out, max_tokens)
     margins[TRUNK] = trunk_margins(model, heldout)
-    found = compare(margins, heldout, len(pairs), f"{heldout_file or file}")
+    found = compare(margins, heldout, len(pairs), max_tokens)
     for name, scorer in made.items():
         text_scorer.save(scorer, _folder(out, name) / SCORER_FILE)
     _write_cards(setting, found, out, f"{file.name}, SHA-256 {_digest(file)}", made)
@@ -82,10 +90,11 @@ def evaluate(setting: Setting, out: Path, file: Path) -> Comparison:
     """
     pairs = pair_files.read(file)
     margins = {name: text_scorer.load(_folder(out, name) / SCORER_FILE).margins(pairs) for name in TEXT}
-    trunk = load_trunk(setting.base_dir, rank=setting.learner.rank, seed=setting.learner.seed)
-    model, report = train_reward.load(trunk, out, setting.learner.reward_uncertainty)
-    margins[TRUNK] = trunk_margins(model, pairs)
-    return compare(margins, pairs, report.train_pairs, f"{file}")
+    before = _read(out)
+    learner = setting.learner
+    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed, max_tokens=before.max_tokens)
+    margins[TRUNK] = trunk_margins(train_reward.load(trunk, out, learner.reward_uncertainty)[0], pairs)
+    return compare(margins, pairs, before.train_pairs, before.max_tokens)
 
 
 def split(file: Path, heldout_file: Path | None) -> tuple[list[FilePair], list[FilePair]]:
@@ -107,12 +116,12 @@ def split(file: Path, heldout_file: Path | None) -> tuple[list[FilePair], list[F
 
 
 def compare(
-    margins: Mapping[str, Floats], heldout: Sequence[FilePair], train_pairs: int, named: str
+    margins: Mapping[str, Floats], heldout: Sequence[FilePair], train_pairs: int, max_tokens: int
 ) -> Comparison:
     """Every scorer on the same pairs, in order of accuracy."""
     results = [_result(name, margin_B, margins[BASELINE], heldout) for name, margin_B in margins.items()]
     results.sort(key=lambda r: (-r.findings.accuracy.accuracy, r.name))
-    return Comparison(train_pairs=train_pairs, heldout=named, results=tuple(results))
+    return Comparison(train_pairs=train_pairs, max_tokens=max_tokens, results=tuple(results))
 
 
 def trunk_margins(model: RewardModel, pairs: Sequence[FilePair]) -> Floats:
@@ -180,10 +189,10 @@ def _train_text(setting: Setting, name: str, pairs: Sequence[FilePair]) -> text_
 
 
 def _train_trunk(
-    setting: Setting, pairs: Sequence[FilePair], heldout: Sequence[FilePair], out: Path
+    setting: Setting, pairs: Sequence[FilePair], heldout: Sequence[FilePair], out: Path, max_tokens: int
 ) -> RewardModel:
     learner = setting.learner
-    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed)
+    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed, max_tokens=max_tokens)
     data = pair_files.reward_data(pairs, heldout, trunk.encoder)
 
     def on_step(loss: float, done: int, total: int) -> None:
@@ -234,6 +243,14 @@ def _write_cards(
 
 def _trunk_settings(setting: Setting) -> dict[str, str | int | float | bool]:
     return asdict(reward_settings(setting.learner, setting.learner.seed))
+
+
+def _read(out: Path) -> Comparison:
+    """Raises: ModelError when the folder holds no scorers from a file of pairs."""
+    try:
+        return msgspec.json.decode((out / "comparison.json").read_bytes(), type=Comparison)
+    except (OSError, msgspec.DecodeError) as e:
+        raise ModelError(f"{out} holds no reward models from a file of pairs: {e}") from e
 
 
 def _folder(out: Path, name: str) -> Path:
