@@ -284,8 +284,9 @@ class _Sending:
         self._timeout_s = timeout_s
         self._max_pending = max_pending
         self._queue: deque[_Entry] = deque()
-        self._changed = threading.Condition()
-        self._pending: set[Future[Position | None]] = set()
+        self._changed = threading.Condition()  # reentrant
+        self._pending: dict[Future[Position | None], float] = {}
+        """Since when, monotonic clock; the oldest first."""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="kafka-log", daemon=True)
         self._thread.start()
@@ -296,8 +297,9 @@ class _Sending:
         with self._changed:
             refusal = self._refusal(topic, event_id, value)
             if refusal is None:
-                self._pending.add(future)
-                self._queue.append(_Entry(topic, key, event_id, value, future, time.monotonic()))
+                now_s = time.monotonic()
+                self._pending[future] = now_s
+                self._queue.append(_Entry(topic, key, event_id, value, future, now_s))
                 self._changed.notify()
         if refusal is not None:
             future.set_exception(refusal)
@@ -325,6 +327,9 @@ class _Sending:
         producer: KafkaProducer | None = None
         try:
             while self._wait():
+                if producer is not None and self._overdue():
+                    self._give_up(producer)
+                    producer = None
                 producer = producer or self._connect()
                 if producer is None:
                     self._expire()
@@ -333,7 +338,7 @@ class _Sending:
                     self._send_queued(producer)
         finally:
             if producer is not None:
-                producer.close(timeout=self._timeout_s + 1)
+                self._close(producer)
             with self._changed:
                 self._closed = True
                 left = list(self._pending)
@@ -341,11 +346,38 @@ class _Sending:
                 self._settle(future, LogUnavailable("the Kafka log stopped before this was acknowledged"))
 
     def _wait(self) -> bool:
-        """True as soon as entries are queued, False once the log is closed and none are."""
+        """True as soon as there is something to do, False once the log is closed and nothing is queued."""
         with self._changed:
-            while not self._queue and not self._closed:
-                self._changed.wait()
-            return bool(self._queue)
+            while not self._queue and not self._closed and not self._overdue():
+                self._changed.wait(self._patience_s())
+            return bool(self._queue) or not self._closed
+
+    def _patience_s(self) -> float | None:
+        """How long the oldest entry may still take; the producer acknowledges or fails each in half of it."""
+        with self._changed:
+            oldest_s = next(iter(self._pending.values()), None)
+        return None if oldest_s is None else oldest_s + 2 * self._timeout_s - time.monotonic()
+
+    def _overdue(self) -> bool:
+        patience_s = self._patience_s()
+        return patience_s is not None and patience_s <= 0
+
+    def _give_up(self, producer: KafkaProducer) -> None:
+        """Part with a producer that has lost entries: seen of kafka-python 3.0 as a broker came back."""
+        with self._changed:
+            queued = {entry.future for entry in self._queue}
+            lost = [future for future in self._pending if future not in queued]
+        _log.warning("kafka_producer_stuck", servers=self._cluster.servers, entries=len(lost))
+        producer._sender.force_close()  # close() would wait for what is lost, then leave its thread running
+        for future in lost:
+            self._settle(future, LogUnavailable("the Kafka producer has lost this entry: append it again"))
+
+    def _close(self, producer: KafkaProducer) -> None:
+        """Wait for what is under way, for so long."""
+        try:
+            producer.close(timeout=self._timeout_s + 1)
+        except KafkaTimeoutError:
+            producer._sender.force_close()
 
     def _connect(self) -> KafkaProducer | None:
         try:
@@ -408,7 +440,8 @@ class _Sending:
 
     def _settle(self, future: "Future[Position | None]", outcome: Position | LogError) -> None:
         with self._changed:
-            self._pending.discard(future)
+            if self._pending.pop(future, None) is None:
+                return  # by the thread that gave up on a producer, or by that producer after all
         if isinstance(outcome, LogError):
             future.set_exception(outcome)
         else:

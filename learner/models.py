@@ -260,6 +260,11 @@ def lora_config(rank: int, target_modules: Sequence[str], alpha: float | None = 
     )
 
 
+def preload() -> None:
+    """Import what `load_trunk` needs, seconds of work: better while the learner waits than in a turn."""
+    import peft  # noqa: F401
+
+
 def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) -> Trunk:
     """The base model in `base_dir` with a fresh policy adapter; bfloat16 on a GPU, float32 on a CPU.
 

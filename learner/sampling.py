@@ -15,7 +15,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +50,12 @@ class Sampler(Protocol):
         Raises: SamplingError when they cannot be had."""
         ...
 
+    def stream(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[list[Sample]]:
+        """What `sample` returns, in parts as they are there: the caller can work while the rest is drawn."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -77,6 +83,12 @@ class LocalSampler:
                 drawn = self._decode([rows[i] for i in chunk], temperature, max_tokens, generator)
                 samples.update(zip(chunk, drawn, strict=True))
         return [samples[i] for i in range(len(rows))]
+
+    def stream(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[list[Sample]]:
+        """In one part: whoever would work meanwhile is the one who samples."""
+        yield self.sample(role, prompts, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
     def _decode(
         self, prompts: Sequence[Prompt], temperature: float, max_tokens: int, generator: torch.Generator
@@ -215,6 +227,13 @@ class EngineSampler:
     def sample(
         self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
     ) -> list[Sample]:
+        parts = self.stream(role, prompts, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        return [sample for part in parts for sample in part]
+
+    def stream(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[list[Sample]]:
+        """A prompt's replies at a time; all prompts are on their way from the start."""
         if role not in self._served:
             self.publish(role)
         (name, path), version = self._served[role], self.version
@@ -234,7 +253,7 @@ class EngineSampler:
             answer = self._post(i, body | {"prompt": list(prompt.ids), "seed": (seed + i) % 2**31}, path)
             return [_engine_sample(prompt, choice, version) for choice in answer["choices"]]
 
-        return [sample for group in self._pool.map(ask, enumerate(prompts)) for sample in group]
+        yield from self._pool.map(ask, enumerate(prompts))
 
     def _post(self, i: int, body: dict[str, Any], path: Path) -> dict[str, Any]:
         """POST to replica i, then to the others; a replica that restarted gets the adapter back first."""

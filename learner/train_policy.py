@@ -7,7 +7,7 @@ Legend: B samples, T response token (padding on the right). Log-probabilities an
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,6 +39,8 @@ REDUCED_PRECISION_FACTOR = 100.0
 SAMPLER_KL_LIMIT = 0.02
 """Nats per token that sampler and trainer may disagree by; bfloat16 rounding makes about 2e-4."""
 MIN_EFFECTIVE_SAMPLE_SIZE = 0.5
+PORTION = 32
+"""Samples that are scored at a time, while the engines draw the next ones."""
 
 
 class Actor(Protocol):
@@ -199,7 +201,7 @@ def run(
     """
     while state.step < ppo.steps and not state.stopped:
         sampler.publish(Role.POLICY)
-        samples = sampler.sample(
+        drawn = sampler.stream(
             Role.POLICY,
             draw_prompts(prompts, ppo, state.step),
             n=ppo.samples_per_prompt,
@@ -207,7 +209,7 @@ def run(
             max_tokens=ppo.max_tokens,
             seed=step_seed(ppo.seed, state.step),
         )
-        experience = gather(actor, samples, scorer, ppo)
+        experience = joined([gather(actor, part, scorer, ppo) for part in portions(drawn, PORTION)])
         metrics = advance(actor, experience, ppo, state)
         observe(metrics, state)
     return state
@@ -273,6 +275,36 @@ def gather(actor: Actor, samples: list[Sample], scorer: Scorer, ppo: PPO) -> Exp
     check_sampler(old_BT, sampler_BT, mask_BT)
     scores_B = scorer(samples).to(old_BT.device)
     return Experience(samples, mask_BT, old_BT, reference_BT, sampler_BT, values_BT, scores_B)
+
+
+def portions(drawn: Iterable[list[Sample]], size: int) -> Iterator[list[Sample]]:
+    """The samples in lists of `size` or a little more: which ones go together does not depend on time."""
+    waiting: list[Sample] = []
+    for part in drawn:
+        waiting += part
+        if len(waiting) >= size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def joined(parts: Sequence[Experience]) -> Experience:
+    """One experience of several, in their order."""
+
+    def rows(tensors: Sequence[Tensor]) -> Tensor:
+        width = max(t.shape[1] for t in tensors)
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])
+
+    return Experience(
+        [sample for part in parts for sample in part.samples],
+        rows([part.mask_BT for part in parts]),
+        rows([part.old_BT for part in parts]),
+        rows([part.reference_BT for part in parts]),
+        rows([part.sampler_BT for part in parts]),
+        rows([part.values_BT for part in parts]),
+        torch.cat([part.scores_B for part in parts]),
+    )
 
 
 def forward_all(actor: Actor, samples: Sequence[Sample], token_budget: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,16 @@ from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Samp
 from learner.checkpoints import write_atomically
 from learner.config import Learner
 from learner.errors import Busy, DataError, LearnerError, SamplingError
-from learner.models import LanguageActor, Role, Trunk, does_nothing, export_adapter, load_adapter, load_trunk
+from learner.models import (
+    LanguageActor,
+    Role,
+    Trunk,
+    does_nothing,
+    export_adapter,
+    load_adapter,
+    load_trunk,
+    preload,
+)
 from learner.sampling import EngineSampler, LocalSampler, Sampler
 from learner.train_policy import PPO, RunState, StepMetrics
 from learner.train_reward import RewardModel, RewardReport
@@ -550,7 +559,10 @@ def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float],
     failures = 0
     while True:
         try:
-            if unfinished(setting) or pending(setting) >= setting.learner.min_new_weight:
+            gathered = pending(setting)
+            if gathered:
+                preload()
+            if unfinished(setting) or gathered >= setting.learner.min_new_weight:
                 run = take_turn(setting, now)
                 log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
             failures = 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -84,17 +84,20 @@ TURN_S = 1200.0
 class Pace(msgspec.Struct, frozen=True):
     """How much the simulated users chat."""
 
+    parties: int
+    """Each on its own: while one waits for its slowest conversation, the others keep the engine busy."""
     concurrency: int
+    """Conversations of a party at a time."""
     wave: int
-    """Conversations between two looks at what the loop does."""
+    """Conversations that a party reports together."""
     pause_s: float
     """After each wave."""
 
 
-GATHERING = Pace(48, 96, 0.0)
-LEARNING = Pace(1, 1, 12.0)
+GATHERING = Pace(4, 14, 28, 0.0)
+LEARNING = Pace(1, 1, 1, 12.0)
 """Two cores do both, chats and training: one conversation now and then shows that serving goes on."""
-ROLLING_OUT = Pace(24, 48, 0.0)
+ROLLING_OUT = Pace(2, 12, 24, 0.0)
 
 
 def main(argv: list[str], config: Path | None) -> int:
@@ -260,7 +263,7 @@ async def turn_the_loop(stage: Stage, options: argparse.Namespace, figures: Figu
                 traffic.cancel()
                 raise
             finally:
-                crowd.stopping = True
+                crowd.stop()
                 await asyncio.wait([traffic])
             traffic.result()
             conclude(figures)
@@ -277,24 +280,42 @@ class Crowd:
     def __init__(self, stage: Stage, seed: int) -> None:
         self.stage = stage
         self.seed = seed * 1000
-        self.pace = GATHERING
         self.stopping = False
         self.reports: list[Report] = []
+        self.pace, self.changed = GATHERING, asyncio.Event()
+
+    def change(self, pace: Pace) -> None:
+        """From now on; conversations under way go on to their end."""
+        self.changed.set()
+        self.pace, self.changed = pace, asyncio.Event()
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.changed.set()
 
     async def chat(self) -> None:
-        self.stopping, self.pace = False, GATHERING
+        self.stopping = False
+        self.change(GATHERING)
         while not self.stopping:
+            async with asyncio.TaskGroup() as parties:
+                for _ in range(self.pace.parties):
+                    parties.create_task(self.party(self.pace, self.changed))
+
+    async def party(self, pace: Pace, over: asyncio.Event) -> None:
+        while not over.is_set():
             self.seed += 1
             report = await run(
                 self.stage.address,
                 self.stage.key,
-                users=self.pace.wave,
-                conversations=self.pace.wave,
+                users=pace.wave,
+                conversations=pace.wave,
                 seed=self.seed,
-                concurrency=self.pace.concurrency,
+                concurrency=pace.concurrency,
+                going=lambda: not over.is_set(),
             )
             self.reports.append(report)
-            await asyncio.sleep(self.pace.pause_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), pace.pause_s)
 
     @property
     def conversations(self) -> int:
@@ -325,10 +346,10 @@ async def one_turn(
             ),
         )
         gathered = time.monotonic()
-        crowd.pace = LEARNING
+        crowd.change(LEARNING)
         await until(lambda: bool(stage_of(registry) - before), say, lambda: f"turn {turn}: {learning(stage)}")
         learned = time.monotonic()
-        crowd.pace = ROLLING_OUT
+        crowd.change(ROLLING_OUT)
         name = sorted(stage_of(registry) - before)[-1]
         rollout = section(stage.sections, "rollout", Rollout)
         await until(
@@ -337,7 +358,7 @@ async def one_turn(
             lambda: f"turn {turn}: {rolling(registry.get(name))}",
         )
         decided = time.monotonic()
-    crowd.stopping = True
+    crowd.stop()
     candidate = registry.get(name)
     stage.console.print(
         f"turn {turn}: {name} is {candidate.state} after {decided - begun:.0f} s ({candidate.reason})"
@@ -432,7 +453,7 @@ async def measured(stage: Stage, registry: Registry, options: argparse.Namespace
             questions,
             options.samples,
             options.seed,
-            concurrency=GATHERING.concurrency,
+            concurrency=GATHERING.parties * GATHERING.concurrency,
         )
     found = summary(table.stable, replies)
     stage.console.print(f"true utility of {table.stable} on held-out questions: {found.utility}")

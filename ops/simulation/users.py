@@ -122,10 +122,11 @@ async def run(
     split: Split = "seen",
     habits: Habits = HABITS,
     model: str = MODEL,
+    going: Callable[[], bool] = lambda: True,
 ) -> Report:
     """`users` users have `conversations` conversations in all, about questions of `split`.
 
-    `base_url` ends in `/v1`; `concurrency` conversations run at a time.
+    `base_url` ends in `/v1`; `concurrency` conversations run at a time; none begins once not `going()`.
     """
     started = time.monotonic()
     people = [person(seed, n) for n in range(users)]
@@ -134,10 +135,16 @@ async def run(
         desk = Desk(client, model, habits, split, Counter(), Counter(), [], [], [])
         asked = rng.choices(helpdesk.questions(split), popularity(split), k=conversations)
         talks = [begun(desk, people[n % users], n, question) for n, question in enumerate(asked)]
-        await _at_most(concurrency, [partial(hold, desk, talk) for talk in talks])
+
+        async def admitted(talk: Talk) -> bool:
+            if begins := going():
+                await hold(desk, talk)
+            return begins
+
+        held = await _at_most(concurrency, [partial(admitted, talk) for talk in talks])
     return Report(
         users=users,
-        conversations=conversations,
+        conversations=sum(held),
         requests=desk.did.pop("requests", 0),
         did=dict(sorted(desk.did.items())),
         failures=dict(desk.failures),

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
+from kafka.producer.sender import Sender
 
 from feedback.errors import ConfigError, LogUnavailable
 from feedback.eventlog import Position, Topic
@@ -148,6 +149,21 @@ def test_a_killed_broker_fails_appends_in_time_then_takes_them_again(
     found = [r.event_id for r in log.read(Topic.TURNS, before.partition, 0, timeout_s=10)]
     assert found[0] == "before"
     assert "after" in found
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_producer_that_loses_what_it_was_given_is_replaced(
+    kafka_broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python's sender can go round for ever after an outage, neither acknowledging nor failing."""
+    with closing(KafkaLog(kafka_broker.servers, prefix, 2, timeout_s=1.5)) as log:
+        assert log.append(Topic.TURNS, "k", "before", b"v").result(_WAIT_S) is not None
+        with monkeypatch.context() as stuck:
+            stuck.setattr(Sender, "run_once", lambda self: time.sleep(0.05))
+            lost = [log.append(Topic.TURNS, "k", f"lost-{n}", b"v") for n in range(3)]
+            assert all(isinstance(e, LogUnavailable) for e in errors(lost, 5))  # 2 × timeout_s, and a little
+        assert log.append(Topic.TURNS, "k", "after", b"v").result(_WAIT_S) is not None
 
 
 @pytest.mark.kafka

@@ -84,6 +84,15 @@ def test_replies_end_with_their_end_token_or_are_cut(
         assert s.finish == "stop" or len(s.ids) == 40
 
 
+def test_replies_come_in_order_however_they_arrive(
+    sampler: Sampler, trunk: Trunk, prompts: list[Prompt]
+) -> None:
+    """A caller may work on the first while the last is drawn, and lose nothing by it."""
+    sampler.publish(Role.POLICY)
+    parts = sampler.stream(Role.POLICY, prompts, n=3, temperature=1.0, max_tokens=12, seed=0)
+    assert [s.prompt for part in parts for s in part] == [p for p in prompts for _ in range(3)]
+
+
 def test_a_published_policy_is_the_one_that_answers(
     sampler: Sampler, trunk: Trunk, prompts: list[Prompt]
 ) -> None:

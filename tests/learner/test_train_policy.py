@@ -22,7 +22,9 @@ from learner.train_policy import (
     check_ratio,
     draw_prompts,
     gather,
+    joined,
     optimise,
+    portions,
     run,
     start,
 )
@@ -202,6 +204,30 @@ def test_every_prompt_comes_once_before_any_comes_twice() -> None:
     assert sorted(drawn[:7]) == sorted(p.digest for p in prompts)
     assert sorted(drawn) == sorted(3 * [p.digest for p in prompts])
     assert drawn[:7] != drawn[7:14]
+
+
+def test_experience_gathered_in_portions_is_the_same(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """Scoring replies while others are drawn changes when the work is done, and nothing else."""
+    samples = draw(trunk, prompts)
+    short = [replace(s, ids=s.ids[:2], logprobs=s.logprobs[:2]) for s in samples[:3]]
+    samples = short + samples[3:]  # portions of different width
+    actor = LanguageActor(trunk)
+    whole = gather(actor, samples, low_tokens, SMALL)
+    parts = portions(([s] for s in samples), 3)
+    found = joined([gather(actor, part, low_tokens, SMALL) for part in parts])
+    assert found.samples == whole.samples
+    assert torch.equal(found.mask_BT, whole.mask_BT)
+    assert torch.equal(found.scores_B, whole.scores_B)
+    for name in ("old_BT", "reference_BT", "sampler_BT", "values_BT"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-5, rtol=0)
+
+
+def test_portions_follow_from_the_samples_alone(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """Two replies to a prompt at a time, at least three to a portion: 4, 4, and what is left."""
+    drawn = draw(trunk, prompts[:5])
+    pairs = [drawn[i : i + 2] for i in range(0, 10, 2)]
+    assert list(portions(iter(pairs), 3)) == [drawn[:4], drawn[4:8], drawn[8:]]
+    assert list(portions(iter([]), 3)) == []
 
 
 @pytest.mark.slow
