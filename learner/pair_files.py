@@ -1,4 +1,4 @@
-"""Preference pairs from a file, JSON Lines (also gzipped) or Parquet: strict, refused with row and column.
+"""Preference pairs from a file, JSON Lines (also gzipped) or Parquet: strict, refused with line and column.
 
 Columns: `messages` or `prompt` (the dialogue up to the reply: a list of {role, content}, or one string),
 `chosen` and `rejected` (a string, or a list of messages whose last one is the reply); optional `p` (0.5..1),
@@ -8,6 +8,7 @@ Columns: `messages` or `prompt` (the dialogue up to the reply: a list of {role, 
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -42,8 +43,8 @@ class FilePair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> list[FilePair]:
-    """Every pair of the file. Raises: DataError naming file, row and column of the first fault."""
-    pairs = [_pair(row, f"{path}, row {n}") for n, row in enumerate(_rows(path), start=1)]
+    """Every pair of the file. Raises: DataError naming file, line (or row) and column of the first fault."""
+    pairs = [_pair(row, where) for where, row in _rows(path)]
     if not pairs:
         raise DataError(f"{path} holds no pair")
     return pairs
@@ -63,10 +64,12 @@ def row(pair: FilePair, encoder: Encoder) -> PairRow:
     return PairRow(chosen, rejected, pair.p, pair.weight, "file")
 
 
-def _rows(path: Path) -> Iterator[Any]:
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every row with where it stands: the line as an editor counts it, or the row of a Parquet file."""
     try:
         if path.suffix == ".parquet":
-            yield from _parquet(path)
+            for n, row in enumerate(_parquet(path), start=1):
+                yield f"{path}, row {n}", row
             return
         with (
             gzip.open(path, "rt", encoding="utf-8")
@@ -75,8 +78,8 @@ def _rows(path: Path) -> Iterator[Any]:
         ):
             for n, line in enumerate(f, start=1):
                 if line.strip():
-                    yield _json(line, f"{path}, line {n}")
-    except (OSError, UnicodeDecodeError) as e:
+                    yield (where := f"{path}, line {n}"), _json(line, where)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise DataError(f"{path} cannot be read: {e}") from e
 
 

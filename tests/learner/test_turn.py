@@ -1,6 +1,7 @@
 """A whole turn of the loop on a tiny model: from events to a registered candidate, killed at any stage."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import turn
+from learner import pair_files, reward_from_file, turn
 from learner.config import Learner
 from learner.errors import Busy, DataError
 from learner.status import table
@@ -316,7 +317,8 @@ def test_refusals_are_one_line_and_status_two(
 def test_pairs_in_a_file_train_a_reward_model(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`learn reward --pairs FILE` reports accuracy with its interval, and names the hole in a bad file."""
+    """`learn reward --pairs FILE` reports every scorer's accuracy, with cards; read again they score the same.
+    A hole in a file is named."""
     monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tiny_base))
     monkeypatch.setenv("RATCHET_LEARNER_MAX_REPLY_TOKENS", "8")
     rows = [
@@ -325,9 +327,28 @@ def test_pairs_in_a_file_train_a_reward_model(
     ]
     good = tmp_path / "pairs.jsonl"
     good.write_bytes(b"\n".join(msgspec.json.encode(r) for r in rows))
-    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", str(tmp_path / "reward")], None) == 0
-    assert "held-out accuracy" in capsys.readouterr().out
-    assert (tmp_path / "reward" / "report.json").is_file()
+    folder = str(tmp_path / "reward")
+    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", folder], None) == 0
+    shown = capsys.readouterr().out
+    for scorer in ("reward model", "n-grams", "bag of words"):
+        assert re.search(rf"{scorer} +│ \d\.\d{{3}} \[", shown), shown
+    for name in ("report.json", "card.md", "card.json", "length.png", "n-grams/card.md"):
+        assert (tmp_path / "reward" / name).is_file()
+    trained = msgspec.json.decode((tmp_path / "reward" / "comparison.json").read_bytes())
+    kept = [pair for pair in pair_files.read(good) if pair.heldout]
+    again = tmp_path / "again.jsonl"
+    again.write_bytes(
+        b"\n".join(
+            msgspec.json.encode({"messages": p.prompt, "chosen": p.chosen, "rejected": p.rejected})
+            for p in kept
+        )
+    )
+    reader = turn.Setting(
+        deployment=Deployment(), pipeline=Pipeline(), learner=LEARNER, base_dir=tiny_base, engine_urls=[]
+    )
+    found = reward_from_file.evaluate(reader, tmp_path / "reward", again)
+    for before, after in zip(trained["results"], found.results, strict=True):
+        assert after.findings.margins == pytest.approx(before["findings"]["margins"], abs=1e-3)
     good.write_bytes(msgspec.json.encode({**rows[0], "chosen": None}))
     assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 2
-    assert "row 1, column 'chosen'" in capsys.readouterr().err
+    assert "line 1, column 'chosen'" in capsys.readouterr().err
