@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     reward.add_argument("--out", type=Path, default=Path("reward"), help="folder of the reward models")
     reward.add_argument(
-        "--max-tokens", type=int, default=192, help="longest dialogue with its reply that the base model sees"
+        "--max-tokens", type=int, default=128, help="longest dialogue with its reply that the base model sees"
     )
     policy = verbs.add_parser("policy", help="PPO against a trained reward model")
     policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")

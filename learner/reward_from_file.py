@@ -35,7 +35,7 @@ TEXT: dict[str, tuple[Block, ...]] = {
 }
 BASELINE = "bag of words"
 SCORER_FILE = "scorer.safetensors"
-MAX_TOKENS = 192
+MAX_TOKENS = 128
 """Longest dialogue with its reply that the trunk sees: a training step costs what its tokens cost."""
 
 

@@ -31,12 +31,15 @@ def test_it_learns_which_words_are_liked(blocks: tuple[text_scorer.Block, ...]) 
 
 
 def test_cross_validation_finds_nothing_where_there_is_nothing() -> None:
-    """Names that occur once decide every pair: a fit knows them by heart, and no other conversation's."""
+    """Words by lot: a fit knows its own pairs by heart (0.98), and says nothing of other conversations."""
     chance = np.random.default_rng(3)
-    names = chance.permutation(["".join(chr(97 + c) for c in chance.integers(0, 26, 9)) for _ in range(400)])
-    random = [pair(i, f"{names[2 * i]} {names[2 * i]}", f"{names[2 * i + 1]}") for i in range(200)]
-    share = (text_scorer.fit(random, BAG_OF_WORDS, seed=0).out_of_fold_B > 0).mean()
-    assert share == 0.0  # margins are exactly 0: nothing of one pair is in another
+    replies = [" ".join(f"w{n}" for n in chance.integers(0, 60, 12)) for _ in range(400)]
+    random = [
+        pair(i, one, other) for i, (one, other) in enumerate(zip(replies[::2], replies[1::2], strict=True))
+    ]
+    fitted = text_scorer.fit(random, BAG_OF_WORDS, seed=0)
+    assert (fitted.scorer.margins(random) > 0).mean() > 0.7
+    assert 0.38 < (fitted.out_of_fold_B > 0).mean() < 0.62
 
 
 def test_stages_of_a_conversation_share_a_fold() -> None:

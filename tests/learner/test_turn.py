@@ -317,7 +317,7 @@ def test_refusals_are_one_line_and_status_two(
 def test_pairs_in_a_file_train_a_reward_model(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`learn reward --pairs FILE` reports every scorer's accuracy, with cards; read again they score the same.
+    """`learn reward --pairs FILE` reports every scorer's accuracy; read again they score the same.
     A hole in a file is named."""
     monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tiny_base))
     monkeypatch.setenv("RATCHET_LEARNER_MAX_REPLY_TOKENS", "8")
