@@ -3,7 +3,8 @@
 Legend: B pairs.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,8 @@ class Judged:
     length_difference_B: Floats
     """Length of `chosen` less that of `rejected`."""
     unit: Unit
+    dimensions: Sequence[Mapping[str, float]] = ()
+    """Probability that `chosen` is the better one by dimension, for pairs whose raters were asked."""
 
     @property
     def decided_B(self) -> NDArray[np.bool_]:
@@ -72,6 +75,8 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
     accuracy: Share
     by_kind: tuple[Share, ...]
+    by_dimension: tuple[Share, ...]
+    """How often the one reward takes the side that raters take as to helpful, honest or harmless."""
     by_length_difference: tuple[Share, ...]
     """Deciles of the length of `chosen` less that of `rejected`."""
     shorter_is_better: Share
@@ -99,6 +104,7 @@ def find(judged: Judged) -> Findings:
     return Findings(
         accuracy=_share("all", right_B[decided_B]),
         by_kind=tuple(_share(str(k), right_B[decided_B & (kinds_B == k)]) for k in sorted(set(kinds_B))),
+        by_dimension=by_dimension(judged),
         by_length_difference=by_length(right_B[decided_B], length_B[decided_B]),
         shorter_is_better=_share("shorter is better", length_B[differing_B] < 0),
         length_correlation=_correlation(judged.margin_B, length_B),
@@ -110,6 +116,16 @@ def find(judged: Judged) -> Findings:
         margins=tuple(judged.margin_B.round(4).tolist()),
         length_differences=tuple(length_B.tolist()),
     )
+
+
+def by_dimension(judged: Judged) -> tuple[Share, ...]:
+    """In order of name; of pairs on whose dimension the raters took a side."""
+    sides: dict[str, list[bool]] = defaultdict(list)
+    for margin, said in zip(judged.margin_B, judged.dimensions, strict=False):
+        for name, p in said.items():
+            if p != 0.5:
+                sides[name].append((margin > 0) == (p > 0.5))
+    return tuple(_share(name, np.array(sides[name])) for name in sorted(sides))
 
 
 def by_length(right_B: NDArray[np.bool_], length_B: Floats) -> tuple[Share, ...]:

@@ -66,6 +66,7 @@ def markdown(made: Card) -> str:
         "",
         *_shares("signal", f.by_kind),
         "",
+        *_dimensions(f),
         f"By decile of the length of the better reply less that of the other ({f.unit}):",
         "",
         *_shares("length difference", f.by_length_difference),
@@ -110,6 +111,11 @@ def _made_from(made: Card) -> list[tuple[str, ...]]:
 
 def _shares(title: str, shares: Sequence[Share]) -> list[str]:
     return _table((title, "pairs", "accuracy (95 %)"), [(s.name, f"{s.pairs}", interval(s)) for s in shares])
+
+
+def _dimensions(found: Findings) -> list[str]:
+    """Nothing where no rater told them apart."""
+    return [*_shares("dimension", found.by_dimension), ""] if found.by_dimension else []
 
 
 def _calibration(name: str, found: Calibration) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ def measure(model: RewardModel, pairs: list[PairRow]) -> Findings:
             conversations=[pair.digest for pair in pairs],
             length_difference_B=np.array([float(len(p.chosen.ids) - len(p.rejected.ids)) for p in pairs]),
             unit="tokens",
+            dimensions=[dict(pair.dimensions) for pair in pairs],
         )
     )
 

@@ -339,7 +339,7 @@ def reward_data(snapshot: Snapshot, encoder: Encoder) -> RewardData:
         chosen, rejected = encoder.reply(prompt, pair.chosen), encoder.reply(prompt, pair.rejected)
         heldout = snapshot.split_of(pair) == "heldout"
         (data.heldout_pairs if heldout else data.pairs).append(
-            PairRow(chosen, rejected, pair.p, pair.weight, pair.kind)
+            PairRow(chosen, rejected, pair.p, pair.weight, pair.kind, tuple(sorted(pair.dimensions.items())))
         )
     for grade in snapshot.grades:
         prompt = encoder.prompt(grade.prompt_digest, grade.prompt)

@@ -1,6 +1,7 @@
 """What held-out pairs say of a scorer, by hand, and the card that shows it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_accuracy_is_told_by_kind_and_by_length() -> None:
         ("+9 to +9", 1.0),
     ]
     assert found.shorter_is_better.accuracy == 0.5
+
+
+def test_accuracy_is_told_by_dimension() -> None:
+    """The reward takes the first of both; raters find it more harmless once, and never more honest."""
+    said = [{"harmless": 0.9, "honest": 0.2}, {"harmless": 0.5, "honest": 0.0}]
+    found = findings.find(replace(judged([1.0, 2.0], [0.0, 0.0]), dimensions=said))
+    shares = [(s.name, s.pairs, s.accuracy) for s in found.by_dimension]
+    assert shares == [("harmless", 1, 1.0), ("honest", 2, 0.0)]
 
 
 def test_ties_are_in_no_accuracy() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner import text_scorer
+from learner import pair_files, text_scorer
 from learner.errors import DataError, ModelError
 from learner.ngrams import Rows, learn_space
 from learner.pair_files import FilePair
@@ -17,6 +17,8 @@ def pair(i: int, chosen: str, rejected: str, p: float = 1.0, weight: float = 1.0
     return FilePair(prompt=prompt, chosen=chosen, rejected=rejected, p=p, weight=weight)
 
 
+PEOPLE = Path(__file__).parents[3] / "shared/data/hh-harmless-train.jsonl.gz"
+"""Pairs by people, no part of the project: anybody may put their own there."""
 POLITE = [pair(i, f"gladly, number {i % 5}", f"no, number {i % 5}") for i in range(40)]
 
 
@@ -86,3 +88,11 @@ def test_a_saved_scorer_scores_the_same_and_holds_no_text(tmp_path: Path) -> Non
     (tmp_path / "s.safetensors").write_bytes(b"none")
     with pytest.raises(ModelError, match="holds no text scorer"):
         text_scorer.load(tmp_path / "s.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEOPLE.is_file(), reason=f"needs human preference pairs in {PEOPLE.name}")
+def test_it_learns_something_from_people() -> None:
+    """Conversations that the fit never saw, 1,400 pairs: 0.61 was measured, chance is below 0.53."""
+    pairs = [pair for pair in pair_files.read(PEOPLE) if not pair.heldout]
+    assert (text_scorer.fit(pairs, N_GRAMS, seed=0).out_of_fold_B > 0).mean() > 0.56

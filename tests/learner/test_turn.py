@@ -108,6 +108,9 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert candidate.name == f"run-0001-{candidate.sha256[:8]}"
     assert (candidate.run_id, candidate.snapshot) == ("run-0001", run.snapshot)
     assert candidate.reward_model == "run-0001/reward"
+    card = msgspec.json.decode((setting.folder("run-0001") / "reward" / "card.json").read_bytes())
+    assert card["origin"]["data"] == candidate.snapshot
+    assert card["origin"]["parents"]["base model"] == candidate.base_sha256
     assert candidate.base_sha256 == adapter_store.base_digest(setting.base_dir)
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
@@ -180,15 +183,20 @@ def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
 
 @pytest.mark.slow
 def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
-    """The candidate's parent is what serves, its gain is measured against that, KL still against the root."""
+    """The candidate's parent is what serves, its gain is measured against that, KL still against the root.
+    The reward model goes on from the last one, if it shall."""
     from ops.traffic import TrafficTable
 
     first = turn.take_turn(setting, now)
     registry.set_traffic(
         TrafficTable(revision=1, stable=str(first.adapter)), expected_revision=0, by="test", at=NOW
     )
-    second = turn.take_turn(setting, now)
+    warm = msgspec.structs.replace(LEARNER, reward_warm_start=True)
+    second = turn.take_turn(turn.Setting(**{**vars(setting), "learner": warm}), now)
     candidate = registry.get(str(second.adapter))
+    card = msgspec.json.decode((setting.folder("run-0002") / "reward" / "card.json").read_bytes())
+    assert card["origin"]["parents"]["reward model"] == "run-0001"
+    assert any(note.startswith("the model that it went on from") for note in card["notes"])
     assert candidate.parent == first.adapter
     assert candidate.report is not None
     assert candidate.report.baseline == first.adapter
