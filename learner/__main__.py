@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     reward.add_argument(
         "--max-tokens", type=int, default=128, help="longest dialogue with its reply that the base model sees"
     )
+    reward.add_argument("--epochs", type=int, default=1, help="passes of the base model over the pairs")
     policy = verbs.add_parser("policy", help="PPO against a trained reward model")
     policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")
     policy.add_argument("--reward", type=Path, required=True, help="folder of the reward model")
@@ -125,7 +126,9 @@ def reward(setting: "Setting", args: argparse.Namespace) -> int:
     if args.pairs is None:
         found = reward_from_file.evaluate(setting, args.out, args.evaluate)
     else:
-        found = reward_from_file.train(setting, args.pairs, args.out, args.evaluate, args.max_tokens)
+        found = reward_from_file.train(
+            setting, args.pairs, args.out, args.evaluate, args.max_tokens, args.epochs
+        )
     Console().print(reward_from_file.table(found))
     print(reward_from_file.summary(found))
     print(f"reward models and their cards in {args.out}")

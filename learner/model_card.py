@@ -1,6 +1,6 @@
 """A reward model's card: `card.md` for people, `card.json` for programs, two pictures. Trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import msgspec
 
 from learner.checkpoints import write_atomically
 from learner.findings import Calibration, Findings, Share
+
+Settings = Mapping[str, str | int | float | bool]
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +22,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Base model, earlier reward model: what it began as."""
     train_pairs: int
     train_grades: int = 0
-    settings: dict[str, str | int | float | bool]
+    settings: Settings
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):

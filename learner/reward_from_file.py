@@ -2,11 +2,11 @@
 
 The trunk's reward model lies in `out` itself, where PPO takes it from; the text scorers in folders beside it.
 
-    out/  adapter/  heads.safetensors  report.json  card.*     bag-of-words/  n-grams/     comparison.json
+    out/  adapter/  heads.safetensors  report.json  card.*  bag-of-words/  n-grams/  blend/  comparison.json
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from learner import findings, model_card, pair_files, text_scorer, train_reward
-from learner.batches import Prompt, Sample
+from learner import blend, findings, model_card, pair_files, text_scorer, train_reward
+from learner.batches import Prompt, RewardData, Sample
 from learner.checkpoints import write_atomically
 from learner.errors import DataError, ModelError
 from learner.findings import Findings, Judged
@@ -29,11 +29,16 @@ from learner.turn import Setting, reward_settings
 from ops import store
 
 TRUNK = "reward model"
+BLEND = "blend"
 TEXT: dict[str, tuple[Block, ...]] = {
     "bag of words": text_scorer.BAG_OF_WORDS,
     "n-grams": text_scorer.N_GRAMS,
 }
 BASELINE = "bag of words"
+BLENDED = "n-grams"
+"""What is blended with the trunk's reward model."""
+INNER_FOLD = 0
+"""Of the training conversations: what the blend's weights are fitted on."""
 SCORER_FILE = "scorer.safetensors"
 MAX_TOKENS = 128
 """Longest dialogue with its reply that the trunk sees: a training step costs what its tokens cost."""
@@ -57,6 +62,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     train_pairs: int
     max_tokens: int
     """Of a dialogue with its reply, as the trunk saw it."""
+    blend: dict[str, float]
+    """Weight of each scorer's log-odds in the blend."""
     results: tuple[Result, ...]
 
 
@@ -66,20 +73,23 @@ def train(
     out: Path,
     heldout_file: Path | None = None,
     max_tokens: int = MAX_TOKENS,
+    epochs: int = 1,
 ) -> Comparison:
     """Trains each scorer on the file's training pairs, or on all of them where `heldout_file` is given.
 
     Raises: DataError naming row and column of a fault in either file; ModelError.
     """
     pairs, heldout = split(file, heldout_file)
-    made = {name: _train_text(setting, name, pairs) for name in TEXT}
+    fitted = {name: _fit_text(setting, name, pairs) for name in TEXT}
+    made = {name: found.scorer for name, found in fitted.items()}
     margins = {name: scorer.margins(heldout) for name, scorer in made.items()}
-    model = _train_trunk(setting, pairs, heldout, out, max_tokens)
-    margins[TRUNK] = trunk_margins(model, heldout)
-    found = compare(margins, heldout, len(pairs), max_tokens)
+    weights = _blend_weights(setting, pairs, fitted[BLENDED], max_tokens, epochs)
+    margins[TRUNK] = trunk_margins(_train_trunk(setting, pairs, heldout, out, max_tokens, epochs), heldout)
+    margins[BLEND] = blend.margins(weights, margins)
+    found = compare(margins, heldout, len(pairs), max_tokens, weights)
     for name, scorer in made.items():
         text_scorer.save(scorer, _folder(out, name) / SCORER_FILE)
-    _write_cards(setting, found, out, f"{file.name}, SHA-256 {_digest(file)}", made)
+    _write_cards(setting, found, out, f"{file.name}, SHA-256 {_digest(file)}", made, epochs)
     return found
 
 
@@ -94,7 +104,8 @@ def evaluate(setting: Setting, out: Path, file: Path) -> Comparison:
     learner = setting.learner
     trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed, max_tokens=before.max_tokens)
     margins[TRUNK] = trunk_margins(train_reward.load(trunk, out, learner.reward_uncertainty)[0], pairs)
-    return compare(margins, pairs, before.train_pairs, before.max_tokens)
+    margins[BLEND] = blend.margins(before.blend, margins)
+    return compare(margins, pairs, before.train_pairs, before.max_tokens, before.blend)
 
 
 def split(file: Path, heldout_file: Path | None) -> tuple[list[FilePair], list[FilePair]]:
@@ -116,12 +127,16 @@ def split(file: Path, heldout_file: Path | None) -> tuple[list[FilePair], list[F
 
 
 def compare(
-    margins: Mapping[str, Floats], heldout: Sequence[FilePair], train_pairs: int, max_tokens: int
+    margins: Mapping[str, Floats],
+    heldout: Sequence[FilePair],
+    train_pairs: int,
+    max_tokens: int,
+    weights: dict[str, float],
 ) -> Comparison:
     """Every scorer on the same pairs, in order of accuracy."""
     results = [_result(name, margin_B, margins[BASELINE], heldout) for name, margin_B in margins.items()]
     results.sort(key=lambda r: (-r.findings.accuracy.accuracy, r.name))
-    return Comparison(train_pairs=train_pairs, max_tokens=max_tokens, results=tuple(results))
+    return Comparison(train_pairs=train_pairs, max_tokens=max_tokens, blend=weights, results=tuple(results))
 
 
 def trunk_margins(model: RewardModel, pairs: Sequence[FilePair]) -> Floats:
@@ -181,28 +196,64 @@ def _result(name: str, margin_B: Floats, baseline_B: Floats, heldout: Sequence[F
     )
 
 
-def _train_text(setting: Setting, name: str, pairs: Sequence[FilePair]) -> text_scorer.TextScorer:
+def _fit_text(setting: Setting, name: str, pairs: Sequence[FilePair]) -> text_scorer.Fitted:
     def on_step(done: int, total: int) -> None:
         setting.progress(name, done, total, "penalty by cross-validation")
 
-    return text_scorer.fit(pairs, TEXT[name], setting.learner.seed, on_step).scorer
+    return text_scorer.fit(pairs, TEXT[name], setting.learner.seed, on_step)
+
+
+def _blend_weights(
+    setting: Setting, pairs: Sequence[FilePair], text: text_scorer.Fitted, max_tokens: int, epochs: int
+) -> dict[str, float]:
+    """From one fold of the training conversations, which a first reward model and the n-grams did not see."""
+    inner_B = text_scorer.folds(pairs, setting.learner.seed) == INNER_FOLD
+    inner = [pair for pair, own in zip(pairs, inner_B, strict=True) if own]
+    others = [pair for pair, own in zip(pairs, inner_B, strict=True) if not own]
+    if not others:
+        return {BLENDED: 1.0, TRUNK: 0.0}
+    model, _, _ = _fit_trunk(setting, others, [], max_tokens, epochs, "reward model, inner fold")
+    told = {BLENDED: text.out_of_fold_B[inner_B], TRUNK: trunk_margins(model, inner)}
+    return blend.weights(told, np.array([p.p for p in inner]), np.array([p.weight for p in inner]))
 
 
 def _train_trunk(
-    setting: Setting, pairs: Sequence[FilePair], heldout: Sequence[FilePair], out: Path, max_tokens: int
+    setting: Setting,
+    pairs: Sequence[FilePair],
+    heldout: Sequence[FilePair],
+    out: Path,
+    max_tokens: int,
+    epochs: int,
 ) -> RewardModel:
+    """Fitted, standardised and saved."""
+    model, data, losses = _fit_trunk(setting, pairs, heldout, max_tokens, epochs, TRUNK)
+    root = _root_samples(setting, model.trunk, [row.chosen.prompt for row in data.pairs])
+    train_reward.standardise(model, root)
+    train_reward.save(model, train_reward.report(model, data, losses, root), out)
+    return model
+
+
+def _fit_trunk(
+    setting: Setting,
+    pairs: Sequence[FilePair],
+    heldout: Sequence[FilePair],
+    max_tokens: int,
+    epochs: int,
+    stage: str,
+) -> tuple[RewardModel, RewardData, list[float]]:
     learner = setting.learner
     trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed, max_tokens=max_tokens)
     data = pair_files.reward_data(pairs, heldout, trunk.encoder)
 
     def on_step(loss: float, done: int, total: int) -> None:
-        setting.progress(TRUNK, done, total, f"loss {loss:.3f}")
+        setting.progress(stage, done, total, f"loss {loss:.3f}")
 
-    model, losses = train_reward.train(trunk, data, reward_settings(learner, learner.seed), on_step)
-    root = _root_samples(setting, trunk, [row.chosen.prompt for row in data.pairs])
-    train_reward.standardise(model, root)
-    train_reward.save(model, train_reward.report(model, data, losses, root), out)
-    return model
+    model, losses = train_reward.train(trunk, data, trunk_settings(setting, epochs), on_step)
+    return model, data, losses
+
+
+def trunk_settings(setting: Setting, epochs: int) -> train_reward.Settings:
+    return replace(reward_settings(setting.learner, setting.learner.seed), epochs=epochs)
 
 
 def _root_samples(setting: Setting, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Sample]:
@@ -224,10 +275,16 @@ def _write_cards(
     out: Path,
     data: str,
     text_scorers: Mapping[str, text_scorer.TextScorer],
+    epochs: int,
 ) -> None:
     """A card per scorer, then `comparison.json`."""
     beside = [f"{r.name}: {model_card.interval(r.findings.accuracy)}" for r in found.results]
     notes = ["All scorers on the same held-out pairs: " + "; ".join(beside)]
+    settings: dict[str, model_card.Settings] = {
+        TRUNK: {**asdict(trunk_settings(setting, epochs)), "max_tokens": found.max_tokens},
+        BLEND: {f"weight of the {name}": round(weight, 4) for name, weight in found.blend.items()},
+        **{name: {"penalty": scorer.penalty} for name, scorer in text_scorers.items()},
+    }
     for result in found.results:
         trunk = result.name == TRUNK
         origin = model_card.Origin(
@@ -235,14 +292,10 @@ def _write_cards(
             data=data,
             parents={"base model": store.base_digest(setting.base_dir)} if trunk else {},
             train_pairs=found.train_pairs,
-            settings=_trunk_settings(setting) if trunk else {"penalty": text_scorers[result.name].penalty},
+            settings=settings[result.name],
         )
         model_card.write(model_card.card(origin, result.findings, notes), _folder(out, result.name))
     write_atomically(out / "comparison.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-
-
-def _trunk_settings(setting: Setting) -> dict[str, str | int | float | bool]:
-    return asdict(reward_settings(setting.learner, setting.learner.seed))
 
 
 def _read(out: Path) -> Comparison:

@@ -77,7 +77,7 @@ def fit(
         tried[penalty] = _out_of_fold(rows, p_B, weight_B, fold_B, penalty)
         on_step(len(tried), len(PENALTIES))
     best = min(PENALTIES, key=lambda λ: (log_loss(tried[λ], p_B, weight_B), λ))
-    weight_F = _solve(rows, p_B, weight_B, best, len(space.rarity_F)) * scale
+    weight_F = solve(rows, p_B, weight_B, best, len(space.rarity_F)) * scale
     return Fitted(TextScorer(space, weight_F, best), tried[best])
 
 
@@ -126,12 +126,12 @@ def _out_of_fold(
     columns = int(rows.columns_N.max(initial=0)) + 1
     for fold in range(int(fold_B.max()) + 1):
         seen_B = fold_B != fold
-        weight_F = _solve(rows.only(seen_B), p_B[seen_B], weight_B[seen_B], penalty, columns)
+        weight_F = solve(rows.only(seen_B), p_B[seen_B], weight_B[seen_B], penalty, columns)
         margin_B[~seen_B] = rows.only(~seen_B).times(weight_F)
     return margin_B
 
 
-def _solve(rows: Rows, p_B: Floats, weight_B: Floats, penalty: float, columns: int) -> Floats:
+def solve(rows: Rows, p_B: Floats, weight_B: Floats, penalty: float, columns: int) -> Floats:
     """weight_F of the least penalised loss, by L-BFGS over the columns that occur."""
     used, place_N = np.unique(rows.columns_N, return_inverse=True)
     rows = Rows(rows.rows_N, place_N, rows.values_N, rows.count)

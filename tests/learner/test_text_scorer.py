@@ -59,7 +59,7 @@ def test_weight_two_is_the_pair_twice() -> None:
     def weights(pairs: list[FilePair]) -> np.ndarray:
         rows = space.rows([text for p in pairs for text in (p.chosen, p.rejected)]).differences()
         p_B, weight_B = np.array([p.p for p in pairs]), np.array([p.weight for p in pairs])
-        return text_scorer._solve(rows, p_B, weight_B, 0.5, len(space.rarity_F))
+        return text_scorer.solve(rows, p_B, weight_B, 0.5, len(space.rarity_F))
 
     heavy = pair(99, "no way", "gladly no", weight=2.0)
     np.testing.assert_allclose(weights([*mixed, mixed[-1]]), weights([*mixed[:-1], heavy]), atol=1e-4)
@@ -73,7 +73,7 @@ def test_weight_two_is_the_pair_twice() -> None:
 def test_the_solution_is_the_textbook_one() -> None:
     """One column of difference 1 in each of two pairs, λ = 1: w solves 2(1 − σ(w)) = w, so w = 0.6748."""
     rows = Rows(np.array([0, 1]), np.array([3, 3]), np.ones(2), 2)
-    found = text_scorer._solve(rows, np.ones(2), np.ones(2), 1.0, 5)
+    found = text_scorer.solve(rows, np.ones(2), np.ones(2), 1.0, 5)
     assert found[3] == pytest.approx(2 / (1 + np.exp(found[3])), abs=1e-5)
     assert found[3] == pytest.approx(0.6748, abs=1e-3)
     assert np.count_nonzero(found) == 1

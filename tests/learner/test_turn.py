@@ -338,7 +338,7 @@ def test_pairs_in_a_file_train_a_reward_model(
     folder = str(tmp_path / "reward")
     assert cli.main(["learn", "reward", "--pairs", str(good), "--out", folder], None) == 0
     shown = capsys.readouterr().out
-    for scorer in ("reward model", "n-grams", "bag of words"):
+    for scorer in ("reward model", "n-grams", "bag of words", "blend"):
         assert re.search(rf"{scorer} +│ \d\.\d{{3}} \[", shown), shown
     for name in ("report.json", "card.md", "card.json", "length.png", "n-grams/card.md"):
         assert (tmp_path / "reward" / name).is_file()
