@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
 from learner.errors import ModelError
 from learner.losses import token_logprobs
+from learner.packing import Packing, pack
 
+PACKED_SHARE = 0.9
+"""Packing must leave out a tenth of the tokens, or it is not worth the mask."""
 LORA_ALPHA_PER_RANK = 2
 """LoRA's scale is alpha/rank; fixed, so that learning rates mean the same at every rank."""
 
@@ -119,10 +122,30 @@ class Trunk:
     def rank(self, role: Role) -> int:
         return int(self.model.peft_config[role.value].r)
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states, hidden_BLH. Padding is on the right and attention causal: no mask is needed."""
+    def hidden(self, samples: Sequence[Sample]) -> tuple[Tensor, Batch]:
+        """Last hidden states, hidden_BLH, and the batch that says where each response is in them."""
+        batch = collate(samples, self.pad_id)
+        if self.packs(batch.ids_BL.shape[1]):
+            packed = pack(samples, self.hidden_size)
+            if packed.ids_PM.numel() < PACKED_SHARE * batch.ids_BL.numel():
+                return self._packed_states(packed), batch
+        # padding is on the right and attention causal: no mask is needed
         out = self.backbone(input_ids=batch.ids_BL.to(self.device), use_cache=False)
-        hidden_BLH: Tensor = out.last_hidden_state
+        return out.last_hidden_state, batch
+
+    def packs(self, length: int) -> bool:
+        """Whether samples this long may share rows: attention takes a mask, no layer has a shorter window."""
+        config = self.causal_lm.config
+        window = getattr(config, "sliding_window", None)
+        return config._attn_implementation == "sdpa" and (window is None or length <= window)
+
+    def _packed_states(self, packed: Packing) -> Tensor:
+        """hidden_BLH of the samples that were packed."""
+        ids_PM, positions_PM, mask_P1MM, place_BL = (t.to(self.device) for t in packed)
+        out = self.backbone(
+            input_ids=ids_PM, position_ids=positions_PM, attention_mask=mask_P1MM, use_cache=False
+        )
+        hidden_BLH: Tensor = out.last_hidden_state.flatten(0, 1)[place_BL]
         return hidden_BLH
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
@@ -160,17 +183,15 @@ class LanguageActor:
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        batch = collate(samples, self.trunk.pad_id)
-        hidden_NH, ids_N, mask_BT = response_states(self.trunk.hidden(batch), batch)
+        hidden_NH, ids_N, mask_BT = response_states(*self.trunk.hidden(samples))
         logprobs_N = token_logprobs(self.trunk.logits(hidden_NH), ids_N, self.temperature)
         values_N = self.value_head(hidden_NH.detach().float()).squeeze(1)
         return spread(logprobs_N, mask_BT), spread(values_N, mask_BT)
 
     def features(self, samples: Sequence[Sample]) -> Tensor:
         """Detached hidden states under the value head, features_BTH."""
-        batch = collate(samples, self.trunk.pad_id)
         with torch.no_grad():
-            hidden_NH, _, mask_BT = response_states(self.trunk.hidden(batch), batch)
+            hidden_NH, _, mask_BT = response_states(*self.trunk.hidden(samples))
         features_BTH = hidden_NH.new_zeros((*mask_BT.shape, hidden_NH.shape[1]), dtype=torch.float32)
         features_BTH[mask_BT.to(hidden_NH.device)] = hidden_NH.float()
         return features_BTH

@@ -401,7 +401,7 @@ def optimise(
     generator = torch.Generator().manual_seed(seed)
     log = _Log()
     for _ in range(ppo.epochs):
-        order = torch.randperm(len(experience.samples), generator=generator)
+        order = shuffled(experience.samples, generator)
         for rows_M in order.tensor_split(ppo.minibatches):
             if len(rows_M):
                 moved = minibatch_step(actor, optimizer, experience, targets, ppo, rows_M, log)
@@ -410,6 +410,14 @@ def optimise(
                     return log.summary()
     actor.train(False)
     return log.summary()
+
+
+def shuffled(samples: Sequence[Sample], generator: torch.Generator) -> Tensor:
+    """Rows in random order, a prompt's replies side by side: so they share its computation."""
+    rows: dict[Prompt, list[int]] = {}
+    for b in torch.randperm(len(samples), generator=generator).tolist():
+        rows.setdefault(samples[b].prompt, []).append(b)
+    return torch.tensor([b for group in rows.values() for b in group])
 
 
 def minibatch_step(

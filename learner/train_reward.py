@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.advantages import conservative
-from learner.batches import GradeRow, PairRow, RewardData, Sample, collate, micro_batches, prompt_weights
+from learner.batches import GradeRow, PairRow, RewardData, Sample, micro_batches, prompt_weights
 from learner.errors import DataError, ModelError
 from learner.losses import grade_loss, preference_loss
 from learner.measures import Interval, brier, calibration_error, wilson
@@ -106,8 +106,7 @@ class RewardModel:
         """Raw scores_BK with gradient; the reward adapter must be acting. Equal samples are computed once."""
         unique = list(dict.fromkeys(samples))
         place = {sample: i for i, sample in enumerate(unique)}
-        batch = collate(unique, self.trunk.pad_id)
-        pooled_UH = pooled_states(self.trunk.hidden(batch), batch, self.heads.pooling)
+        pooled_UH = pooled_states(*self.trunk.hidden(unique), self.heads.pooling)
         scores_UK: Tensor = self.heads(pooled_UH)
         return scores_UK[[place[s] for s in samples]]
 

@@ -74,6 +74,30 @@ def test_logprobs_are_those_of_each_sequence_alone(
             assert not found_BT[b, len(sample.ids) :].any()
 
 
+def test_packed_samples_get_the_states_and_gradients_of_their_own(
+    fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies that share a row see their own prompt and themselves, at their own positions."""
+    samples = [
+        Sample(prompt, tuple(range(20 + i, 24 + 3 * i + k)))
+        for i, prompt in enumerate(prompts[:3])
+        for k in range(4)
+    ]
+
+    def found() -> tuple[Tensor, list[Tensor]]:
+        trunk = fresh_trunk()
+        disturb(trunk, Role.POLICY)
+        logprobs_BT, _ = LanguageActor(trunk).forward(samples)
+        (logprobs_BT * torch.linspace(-1, 1, len(samples))[:, None]).sum().backward()  # type: ignore[no-untyped-call]
+        return logprobs_BT.detach(), [p.grad.clone() for p in trunk.parameters(Role.POLICY)]
+
+    packed_BT, packed_gradients = found()
+    monkeypatch.setattr(Trunk, "packs", lambda self, length: False)
+    alone_BT, gradients = found()
+    torch.testing.assert_close(packed_BT, alone_BT, atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed_gradients, gradients, atol=1e-5, rtol=1e-4)
+
+
 def test_a_real_token_that_equals_the_pad_id_counts(trunk: Trunk, prompts: list[Prompt]) -> None:
     """Masks come from lengths: a sampled pad token has a log-probability like any other."""
     pad = trunk.pad_id

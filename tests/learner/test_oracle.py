@@ -122,6 +122,11 @@ class TableSampler:
         rows = [prompt for prompt in prompts for _ in range(n)]
         return [self._reply(prompt, [t[i] for t in tokens], table) for i, prompt in enumerate(rows)]
 
+    def stream(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[list[Sample]]:
+        yield self.sample(role, prompts, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
     def _reply(self, prompt: Prompt, choices: list[list[int]], table: list[list[float]]) -> Sample:
         """`choices[t][state]` is the token that is drawn if position t finds the reply in that state."""
         ids: tuple[int, ...] = ()

@@ -26,6 +26,7 @@ from learner.train_policy import (
     optimise,
     portions,
     run,
+    shuffled,
     start,
 )
 
@@ -220,6 +221,16 @@ def test_experience_gathered_in_portions_is_the_same(trunk: Trunk, prompts: list
     assert torch.equal(found.scores_B, whole.scores_B)
     for name in ("old_BT", "reference_BT", "sampler_BT", "values_BT"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-5, rtol=0)
+
+
+def test_a_prompts_replies_stay_together_in_random_order(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """So they share their prompt's computation, and no epoch has the same minibatches as another."""
+    samples = draw(trunk, prompts)
+    orders = [shuffled(samples, torch.Generator().manual_seed(seed)).tolist() for seed in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(16))
+        assert all(order[i] // 2 == order[i + 1] // 2 for i in range(0, 16, 2))
+    assert orders[0] != orders[1]
 
 
 def test_portions_follow_from_the_samples_alone(trunk: Trunk, prompts: list[Prompt]) -> None:
