@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,13 @@ def reward_data(pairs: Sequence[FilePair], heldout: Sequence[FilePair], encoder:
 
 
 def row(pair: FilePair, encoder: Encoder) -> PairRow:
-    """Raises: DataError when the chat template refuses the dialogue."""
+    """Both replies after the same tokens of the dialogue: those that the longer one leaves room for.
+
+    Raises: DataError when the chat template refuses the dialogue."""
     prompt = encoder.prompt(pair.digest, pair.prompt)
     chosen, rejected = (encoder.reply(prompt, text) for text in (pair.chosen, pair.rejected))
-    return PairRow(chosen, rejected, pair.p, pair.weight, "file")
+    kept = min(chosen.prompt, rejected.prompt, key=lambda cut: len(cut.ids))
+    return PairRow(replace(chosen, prompt=kept), replace(rejected, prompt=kept), pair.p, pair.weight, "file")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
