@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from learner import blend, findings, model_card, pair_files, text_scorer, train_reward
@@ -147,19 +148,16 @@ def trunk_margins(model: RewardModel, pairs: Sequence[FilePair]) -> Floats:
 
 def table(found: Comparison) -> Table:
     """For people."""
-    made = Table("scorer", "accuracy (95 %)", "against the bag of words (95 %)", "calibration error", "Brier")
+    made = Table("scorer", "accuracy (95 %)", "less the bag of words’", "ECE", "Brier", box=SIMPLE_HEAD)
+    for column in made.columns:
+        column.no_wrap = True
     for r in found.results:
         gain = "" if r.name == BASELINE else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
         scaled = r.findings.scaled
-        made.add_row(
-            r.name,
-            model_card.interval(r.findings.accuracy),
-            gain,
-            f"{scaled.error:.3f}",
-            f"{scaled.brier:.3f}",
-        )
+        accuracy = model_card.interval(r.findings.accuracy)
+        made.add_row(r.name, accuracy, gain, f"{scaled.error:.3f}", f"{scaled.brier:.3f}")
     rule = found.results[0].findings.shorter_is_better
-    made.add_row("the shorter reply", model_card.interval(rule), "", "", "", style="dim")
+    made.add_row("shorter reply", model_card.interval(rule), style="dim")
     return made
 
 

@@ -339,7 +339,7 @@ def test_pairs_in_a_file_train_a_reward_model(
     assert cli.main(["learn", "reward", "--pairs", str(good), "--out", folder], None) == 0
     shown = capsys.readouterr().out
     for scorer in ("reward model", "n-grams", "bag of words", "blend"):
-        assert re.search(rf"{scorer} +│ \d\.\d{{3}} \[", shown), shown
+        assert re.search(rf"{scorer} +\d\.\d{{3}} \[", shown), shown
     for name in ("report.json", "card.md", "card.json", "length.png", "n-grams/card.md"):
         assert (tmp_path / "reward" / name).is_file()
     trained = msgspec.json.decode((tmp_path / "reward" / "comparison.json").read_bytes())
