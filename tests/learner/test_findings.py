@@ -24,17 +24,17 @@ def judged(margins: list[float], lengths: list[float], p: float = 1.0, kinds: st
 
 def test_accuracy_is_told_by_kind_and_by_length() -> None:
     """Wilson's interval for 3 of 4 is 0.301 to 0.954."""
-    found = findings.find(judged([1.0, 2.0, -1.0, 3.0], [-5.0, -2.0, 1.0, 9.0], kinds="aabb"))
+    found = findings.find(judged([1.0, 2.0, -1.0, 3.0], [-5.0, -2.0, -1.0, 9.0], kinds="aabb"))
     assert (found.accuracy.accuracy, found.accuracy.pairs) == (0.75, 4)
     assert (found.accuracy.low, found.accuracy.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
     assert {s.name: s.accuracy for s in found.by_kind} == {"a": 1.0, "b": 0.5}
     assert [(s.name, s.accuracy) for s in found.by_length_difference] == [
         ("-5 to -5", 1.0),
         ("-2 to -2", 1.0),
-        ("+1 to +1", 0.0),
+        ("-1 to -1", 0.0),
         ("+9 to +9", 1.0),
     ]
-    assert found.shorter_is_better.accuracy == 0.5
+    assert found.shorter_is_better.accuracy == 0.75
 
 
 def test_accuracy_is_told_by_dimension() -> None:
