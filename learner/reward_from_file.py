@@ -148,9 +148,9 @@ def trunk_margins(model: RewardModel, pairs: Sequence[FilePair]) -> Floats:
 
 def table(found: Comparison) -> Table:
     """For people."""
-    made = Table("scorer", "accuracy (95 %)", "less the bag of words’", "ECE", "Brier", box=SIMPLE_HEAD)
-    for column in made.columns:
-        column.no_wrap = True
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title in ("scorer", "accuracy (95 %)", "less the bag of words’", "ECE", "Brier"):
+        made.add_column(title, no_wrap=True)
     for r in found.results:
         gain = "" if r.name == BASELINE else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
         scaled = r.findings.scaled
