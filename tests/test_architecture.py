@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"serving", "feedback", "learner", "ops", "tests", "docs", ".ci"}
 
@@ -24,6 +26,7 @@ def test_import_contracts_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 def test_gateway_imports_without_torch() -> None:
     """A gateway machine has no torch installed, and a gateway process no memory for it."""
     assert not modules_after("import serving.app, serving.__main__") & {
@@ -34,6 +37,7 @@ def test_gateway_imports_without_torch() -> None:
     }
 
 
+@pytest.mark.slow
 def test_pipeline_and_controller_import_without_torch() -> None:
     assert not modules_after("import feedback.__main__, ops.__main__") & {
         "torch",

@@ -24,6 +24,7 @@ def test_every_event_says_what_happened() -> None:
     assert [e.tag for e in reference.events() if not e.doc] == []
 
 
+@pytest.mark.slow
 def test_every_metric_is_named_and_explained() -> None:
     """`ratchet_<package>_<noun>_<unit>`, with a sentence for people who read dashboards."""
     metrics = reference.metrics()

@@ -185,6 +185,7 @@ def test_soft_labels_stretch_and_never_cross_over(p, mean, expected):
     assert accuracy.soft_label(p, 0.9, mean) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 def test_the_same_rows_in_any_order_give_the_same_hash(chance):
     thumbs, gold = simulated(0.8, 40)

@@ -94,6 +94,7 @@ def test_few_accounts_get_a_cap_they_can_keep(accounts, largest_share):
 weights = st.lists(st.tuples(st.integers(0, 30), st.floats(0.05, 1.0)), min_size=1, max_size=80)
 
 
+@pytest.mark.slow
 @given(weights, st.floats(0.02, 0.5))
 def test_no_share_is_ever_above_the_cap(votes, cap):
     """The law the cap is for, with the exception stated in EVEN_SHARES."""
@@ -104,6 +105,7 @@ def test_no_share_is_ever_above_the_cap(votes, cap):
     assert max(totals.values()) <= allowed * sum(totals.values()) + 1e-6 * len(rows)
 
 
+@pytest.mark.slow
 @given(weights, st.randoms(use_true_random=False))
 def test_caps_do_not_depend_on_order(votes, random):
     rows = [grade(n, f"u{who}", weight=weight) for n, (who, weight) in enumerate(votes)]

@@ -111,6 +111,7 @@ def forget(state: sa.Engine, who: str) -> None:
 # --- the queue
 
 
+@pytest.mark.slow
 def test_the_queue_is_the_same_whatever_the_order_of_events(tmp_path):
     """Replay is identity: an answer may be read before its turns, and taken back before it was given."""
     pair = rivals(0)

@@ -34,6 +34,7 @@ def test_the_same_seed_gives_the_same_corpus() -> None:
     assert list(dialogues(50, seed=1)) != list(dialogues(50, seed=2))
 
 
+@pytest.mark.slow
 def test_replies_have_the_stated_mix() -> None:
     """4,000 replies: a standard error of 0.008, so 0.03 is nearly four of them."""
     seen = [t for _, t in answered(4_000)]
@@ -48,11 +49,13 @@ def test_replies_have_the_stated_mix() -> None:
     assert all(t.well_formed for t in seen)
 
 
+@pytest.mark.slow
 def test_true_utility_leaves_room_above_it() -> None:
     mean = sum(helpdesk.utility(t) for _, t in answered(2_000)) / len(answered(2_000))
     assert 0.40 < mean < 0.55
 
 
+@pytest.mark.slow
 def test_every_trait_varies_within_every_topic() -> None:
     """A trait that hangs on the question cannot be taught by comparing two replies to it."""
     by_topic: dict[str, Counter[str]] = {topic.name: Counter() for topic in TOPICS}
@@ -63,6 +66,7 @@ def test_every_trait_varies_within_every_topic() -> None:
         assert len(counts) == 9, (name, counts)
 
 
+@pytest.mark.slow
 def test_traits_are_independent() -> None:
     """Else a reward model could learn tone from correctness; 0.06 is four standard errors of 4,500."""
     seen = [t for _, t in answered(4_500)]

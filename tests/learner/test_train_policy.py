@@ -54,7 +54,8 @@ def updated(trunk: Trunk, samples: list[Sample], ppo: PPO) -> list[Tensor]:
     return [p.detach().clone() for p in actor.policy_parameters()]
 
 
-@pytest.mark.parametrize("token_budget", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))])
+@pytest.mark.slow
+@pytest.mark.parametrize("token_budget", [1, 40, 100])
 def test_micro_batches_do_not_change_the_step(
     fresh_trunk: Callable[[], Trunk], prompts: list[Prompt], token_budget: int
 ) -> None:
@@ -67,6 +68,7 @@ def test_micro_batches_do_not_change_the_step(
     assert any(bool(p.any()) for p in whole)
 
 
+@pytest.mark.slow
 def test_every_minibatch_is_an_optimizer_step(trunk: Trunk, prompts: list[Prompt]) -> None:
     """2 passes × 2 minibatches = 4 steps, counted."""
     actor = LanguageActor(trunk)

@@ -54,7 +54,7 @@ DATA = RewardData(
 ROOT = [reply(i, word, i % 4) for i in range(200, 232) for word in (GOOD, BAD)]
 
 
-@pytest.fixture(scope="module", params=["last", "mean"])
+@pytest.fixture(scope="module", params=[pytest.param("last", marks=pytest.mark.slow), "mean"])
 def trained(tiny_base: Path, request: pytest.FixtureRequest) -> tuple[RewardModel, list[float]]:
     from learner.models import load_trunk
 
@@ -168,6 +168,7 @@ def test_each_head_is_blind_to_its_own_fold() -> None:
     assert head_weights(Weighted(DATA.pairs[0], 0.5), 1).tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_the_length_term_takes_the_blame_for_length(fresh_trunk: Callable[[], Trunk]) -> None:
     """Where longer always wins, the covariate learns that, and scores are taken without it."""
     longer = RewardData(pairs=[PairRow(reply(i, GOOD, 20), reply(i, GOOD, 2)) for i in range(40)])

@@ -200,6 +200,7 @@ def test_the_directory_loads_like_any_hugging_face_model(tiny: Path) -> None:
     assert model.generation_config.eos_token_id == AutoTokenizer.from_pretrained(tiny).eos_token_id
 
 
+@pytest.mark.slow
 def test_finetuning_learns_the_dialogues(tiny: Path, tmp_path: Path) -> None:
     """After 40 passes over one dialogue a model says it by heart."""
     data = tmp_path / "data.jsonl"

@@ -182,6 +182,7 @@ def test_a_dead_engine_is_503_at_once_and_comes_back_with_its_adapter(
         assert gateway.running and controller.running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", ["gateway", "engine"])
 def test_up_says_which_port_is_taken(tmp_path: Path, tiny_base: Path, taken: str) -> None:
     """One line naming the port and the setting; nothing was started or written."""

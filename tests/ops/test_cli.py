@@ -114,6 +114,7 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path, content: str | None, 
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_registry_out_of_reach_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "ratchet.toml").write_text('[deployment]\nstate_url = "sqlite:////proc/none/state.db"\n')
     result = ratchet(tmp_path, "adapters", "list")
