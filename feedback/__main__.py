@@ -89,7 +89,7 @@ def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) ->
     from feedback import pipeline, store
     from feedback.admission import SOURCES
     from feedback.logs import open_log
-    from feedback.retention import tidy
+    from feedback.retention import Holdings, tidy
     from ops.telemetry import configure_logging, serve_metrics
 
     stop = _told_to_stop()
@@ -101,6 +101,13 @@ def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) ->
         closing(open_log(deployment)) as log,
         closing(log.share(f"{deployment.kafka_prefix}.pipeline.{_name(state)}", SOURCES)) as share,
     ):
+        held = Holdings(
+            deployment=deployment,
+            log=log,
+            state=state,
+            retention=retention,
+            retry_window_s=config.retry_window_s,
+        )
         pipeline.run(
             log,
             state,
@@ -108,7 +115,7 @@ def _pipeline(deployment: Deployment, config: Pipeline, retention: Retention) ->
             stop,
             share=share,
             snapshots_dir=deployment.snapshots_dir,
-            expire=partial(tidy, deployment, log, state, retention, config),
+            expire=partial(tidy, held),
             expire_every_s=retention.every_s,
         )
     return 0
@@ -171,10 +178,17 @@ def _review(args: argparse.Namespace, deployment: Deployment, config: Review) ->
 def _expire(args: argparse.Namespace, deployment: Deployment, config: Pipeline, retention: Retention) -> int:
     from feedback import report, store
     from feedback.logs import open_log
-    from feedback.retention import expire
+    from feedback.retention import Holdings, expire
 
     with closing(open_log(deployment)) as log, store.opened(deployment.state) as state:
-        gone = expire(deployment, log, state, retention, config, datetime.now(UTC))
+        held = Holdings(
+            deployment=deployment,
+            log=log,
+            state=state,
+            retention=retention,
+            retry_window_s=config.retry_window_s,
+        )
+        gone = expire(held, datetime.now(UTC))
     report.expired(gone, as_json=args.json)
     return 0
 

@@ -66,6 +66,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Role and text of each message; empty when the prompt holds more than text."""
     digest: str
     dialogue: tuple[Spoken, ...]
+    asked_at: int | None
+    """Where in the dialogue the user's last message stands."""
+    newest_reply: Spoken | None
+    """The last reply that it resends, if a user's message follows."""
+    opens: bool
+    """Whether it resends no reply."""
     thread: str
     """Names the dialogue that was answered."""
     question: str
@@ -156,7 +162,9 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
     """A turn as the pipeline sees it."""
     messages = [_read(m) for m in turn.messages]
     dialogue, thread = _dialogue(messages)
-    after_question = next((n for n in range(len(dialogue), 0, -1) if dialogue[n - 1].role == "user"), 0)
+    asked_at = next((n for n in range(len(dialogue) - 1, -1, -1) if dialogue[n].role == "user"), None)
+    before = reversed(dialogue[: asked_at or 0])
+    after_question = 0 if asked_at is None else asked_at + 1
     text_only = bool(messages) and all(m.text_only for m in messages)
     reply_is_text = not turn.reply.get("tool_calls") and not turn.reply.get("function_call")
     return Turn(
@@ -174,6 +182,9 @@ def turn_of(event_id: str, turn: TurnRecorded) -> Turn:
         prompt=tuple({"role": m.role, "content": m.text} for m in messages) if text_only else (),
         digest=_digest(messages),
         dialogue=dialogue,
+        asked_at=asked_at,
+        newest_reply=next((s for s in before if s.role == "assistant" and s.comparable), None),
+        opens=all(spoken.role != "assistant" for spoken in dialogue),
         thread=thread,
         question=dialogue[after_question].thread if after_question < len(dialogue) else thread,
         instructions="\n".join(_DATED.sub("", plain(m.text)) for m in messages if m.role == "system"),

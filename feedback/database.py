@@ -15,6 +15,8 @@ from feedback.errors import StateUnavailable
 
 _TIMEOUT_S = 30.0
 _LOOK_AGAIN_S = 0.02
+_CACHE_KIB = 16_384
+"""Of a transaction whose pages do not fit into it SQLite writes many twice; its own default is 2000."""
 _CREATE_LOCK = 0x7261746368657400
 """Advisory lock of PostgreSQL: processes that start together make the tables one after another."""
 _WRITES = "ratchet_writes"
@@ -138,6 +140,7 @@ def _configure_sqlite(engine: sa.Engine, synchronous: str) -> None:
     def on_connect(connection: Any, _: Any) -> None:
         _use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
 
     @sa.event.listens_for(engine, "begin")
     def on_begin(connection: sa.Connection) -> None:

@@ -68,20 +68,28 @@ _REFUSAL = re.compile(
 )
 
 
+class _Said(NamedTuple):
+    """What one signal says of one reply."""
+
+    signal: Signal
+    turn: Turn
+    prior: Prior
+    reason: str
+
+
 def grade(conversation: Conversation, signals: Iterable[Signal]) -> list[Grade]:
     """One grade per user, reply and kind.
 
     A client's word replaces what the traffic suggested; one about the reply, one about the conversation.
     """
-    by_id: dict[str, Grade] = {}
+    said: dict[tuple[SignalKind, str, str], _Said] = {}
     for signal in sorted(signals, key=lambda s: (not s.inferred, not s.of_conversation)):
         turn = conversation.turn(signal.response_id)
         if turn is None or not turn.usable:
             continue
-        if (said := verdict(signal, turn.reply)) is not None:
-            made = _grade(signal, turn, *said)
-            by_id[made.grade_id] = made
-    return _without_lonely_weak_ones(by_id.values())
+        if (found := verdict(signal, turn.reply)) is not None:
+            said[signal.kind, signal.response_id, signal.user] = _Said(signal, turn, *found)
+    return [_grade(*one) for one in _without_lonely_weak_ones(said.values())]
 
 
 def verdict(signal: Signal, reply: str) -> tuple[Prior, str] | None:
@@ -137,13 +145,13 @@ def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
     )
 
 
-def _without_lonely_weak_ones(grades: Iterable[Grade]) -> list[Grade]:
-    by_reply: dict[str, list[Grade]] = defaultdict(list)
-    for made in grades:
-        by_reply[made.response_id].append(made)
+def _without_lonely_weak_ones(said: Iterable[_Said]) -> list[_Said]:
+    by_reply: dict[str, list[_Said]] = defaultdict(list)
+    for one in said:
+        by_reply[one.signal.response_id].append(one)
     return [
-        made
+        one
         for together in by_reply.values()
-        for made in together
-        if made.kind not in _WEAK or len({g.kind for g in together}) > 1
+        for one in together
+        if one.signal.kind not in _WEAK or len({o.signal.kind for o in together}) > 1
     ]

@@ -84,7 +84,7 @@ def _regenerations(served: "_Served", retry_window_s: float) -> Iterator[Signal]
 
 def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
     """Whether one person, having had the first reply, wanted another."""
-    unnamed_opening = _opens(second) and IdentitySource.EXPLICIT not in (first.identity, second.identity)
+    unnamed_opening = second.opens and IdentitySource.EXPLICIT not in (first.identity, second.identity)
     horizon_s = OPENING_HORIZON_S if unnamed_opening else REGENERATION_HORIZON_S
     return (
         first.complete
@@ -96,15 +96,11 @@ def _asked_again(first: Turn, second: Turn, retry_window_s: float) -> bool:
     )
 
 
-def _opens(turn: Turn) -> bool:
-    return all(spoken.role != "assistant" for spoken in turn.dialogue)
-
-
 def _branches(served: "_Served") -> Iterator[Signal]:
     """Replies whose question was asked differently afterwards. An opening may be a new chat: left out."""
     by_place: dict[tuple[str, str], list[Turn]] = defaultdict(list)
     for turn in served.turns:
-        if turn.reply and turn.complete and not _opens(turn) and not served.by_a_program(turn):
+        if turn.reply and turn.complete and not turn.opens and not served.by_a_program(turn):
             by_place[served.place(turn), turn.user].append(turn)
     for turns in by_place.values():
         for first, second in pairwise(turns):
@@ -164,7 +160,7 @@ def _resent(served: "_Served") -> Iterator[_Resent]:
     known: set[tuple[str, ...]] = set()
     for turn in served.turns:
         older = [s for s in turn.dialogue if s.role == "assistant" and s.comparable]
-        newest, original = _newest_reply(turn), served.origin(turn)
+        newest, original = turn.newest_reply, served.origin(turn)
         by_a_program = any(
             served.reworded(s, turn) for s in older if s is not newest and said(s.text) not in known
         )
@@ -235,7 +231,7 @@ class _Served:
         for turn in conversation.turns:
             if turn.reply:
                 self._by_thread[turn.thread].append(turn)
-                self._by_question[_last_said(turn.dialogue)].append(turn)
+                self._by_question[_asked(turn)].append(turn)
                 self._by_words[said(turn.reply)].append(turn)
         self._origin: dict[str, Turn] = {}
         self._strand: dict[str, str] = {}
@@ -255,7 +251,7 @@ class _Served:
         self._strand[turn.event_id] = begun if alone else ""
 
     def _newest_origin(self, turn: Turn) -> Turn | None:
-        newest = _newest_reply(turn)
+        newest = turn.newest_reply
         if newest is None:
             return None
         if same := self._as_resent(newest, turn):
@@ -294,21 +290,20 @@ class _Served:
     def place(self, turn: Turn) -> str:
         """Names what its question follows: a reply, or else the dialogue before it."""
         origin = self.origin(turn)
-        asked = _asked_at(turn)
-        if origin and asked is not None:
-            return origin.response_id
-        return turn.dialogue[asked].thread if asked is not None else turn.thread
+        if turn.asked_at is None:
+            return turn.thread
+        return origin.response_id if origin else turn.dialogue[turn.asked_at].thread
 
     def asked(self, turn: Turn) -> str:
         """Names its question at its place. Tool calls and their results do not change it."""
         origin = self.origin(turn)
-        return f"{origin.response_id} {' '.join(_last_said(turn.dialogue))}" if origin else turn.question
+        return f"{origin.response_id} {' '.join(_asked(turn))}" if origin else turn.question
 
     def source(self, spoken: Spoken, later: Turn) -> Turn | None:
         """The turn that served this reply, although a client may have cut or decorated it since."""
         if found := self._as_resent(spoken, later):
             return found
-        if spoken is _newest_reply(later):
+        if spoken is later.newest_reply:
             return self.origin(later)
         here = _earlier(self._by_thread.get(spoken.thread, []), later)
         return here[-1] if here else None
@@ -324,14 +319,14 @@ class _Served:
         if origin is None:
             return False
         pause_s = (turn.started_at - origin.ended_at).total_seconds()
-        typed = next((s.text for s in reversed(turn.dialogue) if s.role == "user"), "")
+        typed = turn.dialogue[turn.asked_at].text if turn.asked_at is not None else ""
         return pause_s < self._typing_s * max(1.0, len(typed) / TYPED_CHARS)
 
     def in_two_tabs(self, first: Turn, second: Turn) -> bool:
         """Whether the same was asked in two chats. An opening that was gone on with was not asked again."""
         gone_on = self._gone_on_with.get(first.response_id)
         named = IdentitySource.EXPLICIT in (first.identity, second.identity)
-        if gone_on and (gone_on <= second.started_at or (_opens(second) and not named)):
+        if gone_on and (gone_on <= second.started_at or (second.opens and not named)):
             return True
         return self.lives_on_beside(first, second)
 
@@ -341,10 +336,10 @@ class _Served:
         Where nobody is named, whoever drops a reply and asks the same at once is taken for one person if the
         question is so rare that chance would hardly bring two at that time.
         """
-        if IdentitySource.HISTORY not in (first.identity, second.identity) or not _opens(second):
+        if IdentitySource.HISTORY not in (first.identity, second.identity) or not second.opens:
             return True
         pause_s = (second.started_at - first.ended_at).total_seconds()
-        openings = sum(_opens(turn) for turn in self.turns) - 1
+        openings = sum(turn.opens for turn in self.turns) - 1
         span_s = max(VISIT_S, (self.turns[-1].started_at - self.turns[0].started_at).total_seconds())
         dropped = first.response_id not in self._gone_on_with and second.response_id in self._gone_on_with
         return dropped and pause_s <= AT_ONCE_S and openings * pause_s / span_s <= MAX_COINCIDENCES
@@ -354,15 +349,9 @@ class _Served:
         return self._gone_on_with.keys() >= {first.response_id, second.response_id}
 
 
-def _newest_reply(turn: Turn) -> Spoken | None:
-    """The last reply that it resends, if a user's message follows."""
-    asked = _asked_at(turn)
-    before = turn.dialogue[: asked or 0]
-    return next((s for s in reversed(before) if s.role == "assistant" and s.comparable), None)
-
-
-def _asked_at(turn: Turn) -> int | None:
-    return next((n for n in range(len(turn.dialogue) - 1, -1, -1) if turn.dialogue[n].role == "user"), None)
+def _asked(turn: Turn) -> tuple[str, ...]:
+    """The words of the question."""
+    return said(turn.dialogue[turn.asked_at].text) if turn.asked_at is not None else ()
 
 
 def _last_said(dialogue: Collection[Spoken]) -> tuple[str, ...]:

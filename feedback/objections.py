@@ -25,27 +25,43 @@ _QUOTED = re.compile(
     r"```.*?(?:```|\Z)|^\s*>.*$|\"[^\"]{3,}\"|“[^”]{3,}”|«[^»]{3,}»|(?<!\w)['‘][^'’]*\s[^'’]*['’](?!\w)",
     re.DOTALL | re.MULTILINE,
 )
-_CONTRACTED = (
-    (r"\b(ca|wo|sha)n'?t\b", "not"),
-    (r"\bcannot\b|\bain'?t\b", "not"),
-    (r"\b(is|are|was|were|does|do|did|has|have|had|would|could|should|must)n'?t\b", r"\1 not"),
-    (r"\bi'?m\b(?!-)", "i am"),
-    (
-        r"\bi was (?=(?:just )?(?:asking|talking|speaking|thinking|looking|hoping|referring|after)\b)",
-        "i meant ",
-    ),
-    (
-        r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju|friend|like|love|sil|week|month|year)ly\b)[a-z]{3,}ly\b",
-        "",
-    ),
-    (r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
-    (r"\b(i|you|we|they)'?ve\b", r"\1 have"),
-    (r"\b(that|it|what|there|here|he|she|who|where|how)'s\b|\b(that|what|there)s\b", r"\1\2 is"),
-    (r"'(?:ll|d)\b", ""),
+_NOT = _words("not never neither hardly")
+_CONTRACTED = tuple(
+    (hints, re.compile(contracted), written_out)
+    for hints, contracted, written_out in (
+        (("nt", "n't"), r"\b(ca|wo|sha)n'?t\b", "not"),
+        (("cannot", "ain't", "aint"), r"\bcannot\b|\bain'?t\b", "not"),
+        (
+            ("nt", "n't"),
+            r"\b(is|are|was|were|does|do|did|has|have|had|would|could|should|must)n'?t\b",
+            r"\1 not",
+        ),
+        (("i'm", "im"), r"\bi'?m\b(?!-)", "i am"),
+        (
+            ("i was ",),
+            r"\bi was (?=(?:just )?(?:asking|talking|speaking|thinking|looking|hoping|referring|after)\b)",
+            "i meant ",
+        ),
+        (
+            ("ly",),
+            r"\b(?!(?:rep|on|app|supp|fami|ear|dai|ita|ju|friend|like|love|sil|week|month|year)ly\b)"
+            r"[a-z]{3,}ly\b",
+            "",
+        ),
+        (("re",), r"\b(you|we|they)'?re\b(?<!were)", r"\1 are"),
+        (("ve",), r"\b(i|you|we|they)'?ve\b", r"\1 have"),
+        (
+            ("'s", "thats", "whats", "theres"),
+            r"\b(that|it|what|there|here|he|she|who|where|how)'s\b|\b(that|what|there)s\b",
+            r"\1\2 is",
+        ),
+        (("'",), r"'(?:ll|d)\b", ""),
+        (("never", "neither", "hardly"), rf"\b{_NOT}\b", "not"),
+    )
 )
+"""Texts of which one must be there, what is then looked for, and what stands in its place."""
 _IS = _words("is am are was were be been being seems seemed looks looked sounds sounded feels felt appears")
 _IS_AFTER = _words("seem look sound feel appear")
-_NOT = _words("not never neither hardly")
 _DROPPED = _words(
     "do does did done have has had can could will would should must might may to_be just still simply"
     " completely totally plainly clearly all quite really also far way a_bit a_little very absolutely"
@@ -56,7 +72,13 @@ _LEAD = _words(
     "um uh hm hmm hmmm well sorry ok okay oh ah but hey please and so yeah yes i_see alright actually"
     " unfortunately thanks thank_you thx however although though again wait i_think i_believe i_am_afraid"
 )
-_SPACES = re.compile(r"\s+")
+_SEEMS = re.compile(rf"\b{_IS}\b|(?<=\w ){_IS_AFTER}\b")
+_SAYS_LITTLE = re.compile(rf"\b{_DROPPED}\b")
+_LEADS = re.compile(rf"^(?:{_LEAD} )+")
+_STOPS = re.compile(r"[^\w?' -]")
+_IS_AGAIN = re.compile(r"\b(is)(?: is)+\b")
+_IS_NOT = re.compile(r"\bis not is\b|\bnot is\b")
+_LETTERS = re.compile(r"[a-z]+")
 _SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
 _TURN = re.compile(r"\b(?:but|however|although|though)\b|[,:–]\s|\s-\s")
 
@@ -64,19 +86,22 @@ _TURN = re.compile(r"\b(?:but|however|although|though)\b|[,:–]\s|\s-\s")
 def own_words(text: str) -> str:
     """In lower case and with slips put right, without what is quoted."""
     words = plain(_QUOTED.sub(" ", text)).casefold()
-    return re.sub(r"[a-z]+", lambda word: _SLIPS.get(word[0], word[0]), words)
+    if _SLIPS.keys().isdisjoint(_LETTERS.findall(words)):
+        return words
+    return _LETTERS.sub(lambda word: _SLIPS.get(word[0], word[0]), words)
 
 
 @remembered(4096)
 def bare(clause: str) -> str:
     """What carries the objection, in one form for the many ways to say it."""
-    for contracted, written_out in _CONTRACTED:
-        clause = re.sub(contracted, written_out, clause)
-    clause = re.sub(rf"\b{_IS}\b|(?<=\w ){_IS_AFTER}\b", "is", clause)
-    clause = re.sub(rf"\b{_NOT}\b", "not", clause)
-    clause = re.sub(rf"\b{_DROPPED}\b", " ", clause)
-    clause = _SPACES.sub(" ", re.sub(r"[^\w?' -]", " ", clause)).strip()
-    return re.sub(r"\bis not is\b|\bnot is\b", "is not", re.sub(r"\b(is)(?: is)+\b", r"\1", clause))
+    for hints, contracted, written_out in _CONTRACTED:
+        if any(map(clause.__contains__, hints)):
+            clause = contracted.sub(written_out, clause)
+    clause = _SAYS_LITTLE.sub(" ", _SEEMS.sub("is", clause))
+    clause = " ".join(_STOPS.sub(" ", clause).split())
+    if "is is" in clause:
+        clause = _IS_AGAIN.sub(r"\1", clause)
+    return _IS_NOT.sub("is not", clause) if "not is" in clause else clause
 
 
 # --- what objections are made of
@@ -228,20 +253,17 @@ _GROUNDS: dict[str, tuple[str, ...]] = {
         r"\b(?:it|that|this) (?:keeps|is) (?:failing|crashing|broken|the same)\b",
     ),
 }
-_REDO = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"^(?:\w+ )?{_AGAIN}"
-        r" (?:\w+ ){0,3}?(?:again|once more|over)\b",
-        rf"^(?:\w+ )?{_REPAIR} (?:(?:it|that|this)(?: (?:again|please|properly|without|with))?$"
-        rf"|your(?:self)?\b|the (?:mistake|error|{_PART_OF_IT}))",
-        r"^redo$|^look it up\b",
-        rf"^(?:is|keep it|make it)(?: more| less| much)* {_PLAINER}\b",
-        r"^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|\bshorter please\b",
-        r"^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b",
-        rf"^not {_UNWANTED}\b",
-    )
+_REDO = re.compile(
+    rf"^(?:\w+ )?{_AGAIN} (?:\w+ ){{0,3}}?(?:again|once more|over)\b"
+    rf"|^(?:\w+ )?{_REPAIR} (?:(?:it|that|this)(?: (?:again|please|properly|without|with))?$"
+    rf"|your(?:self)?\b|the (?:mistake|error|{_PART_OF_IT}))"
+    r"|^redo$|^look it up\b"
+    rf"|^(?:is|keep it|make it)(?: more| less| much)* {_PLAINER}\b"
+    r"|^(?:\w+ )?(?:shorten|shorter|simpler|briefer)(?: version)?(?: please)?$|^.*\bshorter please\b"
+    r"|^(?:stop|quit) \w+ing\b|^(?:get to|stick to|stay on) (?:the|my|what|topic)\b"
+    rf"|^not {_UNWANTED}\b"
 )
+_OFFERS = re.compile(r"(?:let me|i|shall i)\b")
 _ASKED_BACK = re.compile(
     r"\b(?:are|is) you (?:\w+ )?(?:sure|certain|serious|kidding|joking)\b(?!-)"
     r"|\b(?:why|how come|how) (?:is )?you (?:\w+ )?"
@@ -281,6 +303,7 @@ _CONTRAST = re.compile(
     r"^(?!(?:i|you|we|it|that|this|he|she|they|there|great|good|nice|ok|thanks|no|nope|nah|yes|yeah|haha|oh|well"
     r"|why)\b)[^,?!]{1,40}, not [^,?!]{1,40}[.!]?$"
 )
+_STATES = re.compile(r"\bis\b")
 _COMPILED = tuple((ground, re.compile("|".join(patterns))) for ground, patterns in _GROUNDS.items())
 
 
@@ -295,12 +318,15 @@ def objection(own: str) -> str:
 
 
 def _clauses(own: str) -> Iterator[str]:
-    """Its sentences, and what follows a turn or a stop inside one once more by itself."""
+    """Its sentences, and what follows a turn or a stop inside one once more by itself; nothing reported."""
     for sentence in _SENTENCE.findall(own):
-        yield sentence.strip()
+        clause = sentence.strip()
+        if _reported(clause):
+            continue
+        yield clause
         end = sentence[-1] if sentence[-1] in "?!" else ""
-        if not _reported(sentence):
-            yield from (part.strip() + end for part in _TURN.split(sentence)[1:] if part.strip())
+        parts = (part.strip() for part in _TURN.split(sentence)[1:])
+        yield from (part + end for part in parts if part and not _reported(part + end))
 
 
 def _reported(sentence: str) -> bool:
@@ -310,18 +336,16 @@ def _reported(sentence: str) -> bool:
 
 def _ground(clause: str) -> str:
     """Why this clause objects. What is asked does not, unless it asks to account for the reply."""
-    if _reported(clause) or _PRAISE.search(clause):
+    if _PRAISE.search(clause):
         return ""
-    said = re.sub(rf"^(?:{_LEAD} )+", "", bare(clause.replace(",", "")).replace("?", ""))
+    said = _LEADS.sub("", bare(clause.replace(",", "")).replace("?", ""))
     if _ASKED_BACK.search(said):
         return "asked to account for it"
-    if not re.match(r"(?:let me|i|shall i)\b", said) and any(
-        p.search(_REQUESTS.sub("", said)) for p in _REDO
-    ):
+    if not _OFFERS.match(said) and _REDO.match(_REQUESTS.sub("", said)):
         return "once more, please"
     if clause.endswith("?"):
         return ""
-    if _CONTRAST.match(clause) and not re.search(r"\bis\b", said):
+    if _CONTRAST.match(clause) and not _STATES.search(said):
         return "a contrast"
     return next((ground for ground, pattern in _COMPILED if pattern.search(said)), "")
 

@@ -9,10 +9,9 @@ Every value lies in [0, 1] (`features`), so each decision can be read off as a s
 import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
-from functools import lru_cache
 from itertools import zip_longest
 
-from feedback.text import content_words, plain, said
+from feedback.text import content_words, plain, remembered, said
 
 WEIGHTS = {
     "words shared": 5.71,
@@ -60,6 +59,8 @@ _NUMBERS = {
     word: str(n)
     for n, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), 1)
 }
+_LONGEST_WORDS = 64
+"""Characters of two words that are compared often enough to be remembered."""
 _ENDING = re.compile(
     r"[bdglmnprt]?(?:s|e|es|er|ers|est|r|rs|d|ed|en|ing|ings|y|ies|ied|ly|or|ors|al|ally|ant|ance|ence|ment|ments"
     r"|ion|ions|ation|ations|ication|ications|a|um|on|us|i|ist|ists|n|t)?"
@@ -212,7 +213,7 @@ def known(word: str, words: frozenset[str]) -> bool:
     return word in words or any(alike(word, other) for other in words)
 
 
-@lru_cache(maxsize=65536)
+@remembered(16_384, longest=_LONGEST_WORDS)
 def alike(a: str, b: str) -> bool:
     """One word in two forms or with a slip: prune and pruning, wool and woollen, tree and tere."""
     if a == b:

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Counter
 
 from feedback import codec, database, forgetting, snapshots, store
-from feedback.config import Deployment, Pipeline, Retention
+from feedback.config import Deployment, Retention
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import EventLog, Topic, topic_of_type
 from feedback.forward import CURSOR
@@ -43,41 +43,39 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
         return {**events, "dead_letters": self.dead_letters, "snapshots": len(self.snapshots)}
 
 
-def expire(
-    deployment: Deployment,
-    log: EventLog,
-    state: sa.Engine,
-    config: Retention,
-    pipeline: Pipeline,
-    now: datetime,
-) -> Expired:
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is held, and for how long."""
+
+    deployment: Deployment
+    log: EventLog
+    state: sa.Engine
+    retention: Retention
+    retry_window_s: float
+    """See `implicit.infer`."""
+
+
+def expire(held: Holdings, now: datetime) -> Expired:
     """Let everything go whose days are over at `now`.
 
     Raises: StateUnavailable, LogUnavailable, SnapshotError; run it again then.
     """
-    cutoffs = {topic: now - timedelta(days=days) for topic, days in _days(config).items()}
+    kept = held.retention
+    cutoffs = {topic: now - timedelta(days=days) for topic, days in _days(kept).items()}
     gone = Expired(
-        snapshots=_from_snapshots(deployment.snapshots_dir, config.snapshots_days, now),
-        events=_from_state(state, cutoffs, pipeline.retry_window_s),
-        dead_letters=_from_dead_letters(state, config.dead_letters_days, now),
+        snapshots=_from_snapshots(held.deployment.snapshots_dir, kept.snapshots_days, now),
+        events=_from_state(held.state, cutoffs, held.retry_window_s),
+        dead_letters=_from_dead_letters(held.state, kept.dead_letters_days, now),
     )
     for topic, before in cutoffs.items():
-        _from_log(deployment, log, state, topic, before)
+        _from_log(held, topic, before)
     for kind, number in gone.numbers.items():
         EXPIRED.labels(kind).inc(number)
     return gone
 
 
-def tidy(
-    deployment: Deployment,
-    log: EventLog,
-    state: sa.Engine,
-    config: Retention,
-    pipeline: Pipeline,
-    now: datetime,
-) -> None:
+def tidy(held: Holdings, now: datetime) -> None:
     """`expire`, and a line for the operator if anything went."""
-    gone = expire(deployment, log, state, config, pipeline, now)
+    gone = expire(held, now)
     if any(gone.numbers.values()):
         _log.info("expired", **gone.numbers)
 
@@ -121,13 +119,11 @@ def _from_dead_letters(state: sa.Engine, days: float, now: datetime) -> int:
         return store.remove_dead_letters_before(tx, now - timedelta(days=days))
 
 
-def _from_log(
-    deployment: Deployment, log: EventLog, state: sa.Engine, topic: Topic, before: datetime
-) -> None:
-    with database.reading(state) as tx:
+def _from_log(held: Holdings, topic: Topic, before: datetime) -> None:
+    with database.reading(held.state) as tx:
         folded = store.load_offsets(tx)
-    for partition in log.partitions(topic):
-        log.expire(topic, partition, before=before, below=folded.get((topic, partition), 0))
-    if deployment.log == "kafka" and deployment.log_path.exists():
-        with closing(EmbeddedLog(deployment.log_path)) as outbox:
+    for partition in held.log.partitions(topic):
+        held.log.expire(topic, partition, before=before, below=folded.get((topic, partition), 0))
+    if held.deployment.log == "kafka" and held.deployment.log_path.exists():
+        with closing(EmbeddedLog(held.deployment.log_path)) as outbox:
             outbox.expire(topic, 0, before=before, below=outbox.cursor(CURSOR, topic))

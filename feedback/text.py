@@ -20,6 +20,7 @@ _TYPOGRAPHY = str.maketrans(
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+|[^\w\s]")
 _ALPHANUMERIC = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+_ASCII_STOPS = {n: " " for n in range(128) if not chr(n).isalnum()}
 _DIGITS = re.compile(r"\d+")
 _STOP_WORDS = frozenset(
     "a about am an and any are as at be been but by can could did do does for from get give had has have"
@@ -46,6 +47,8 @@ _LIST_NUMBER = re.compile(r"(?:^\W*|(?<=[.:!?]\s))\d{1,2}[.)](?=\s)", re.MULTILI
 _EMOJI_NAME = re.compile(r"(?<!\w):[a-z][a-z_]+:(?!\w)")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff\u0300-\u036f]")
 _THOUSANDS = re.compile(r"(?<=\d)[.,' ](?=\d{3}(?!\d))")
+_NUMBERED_OR_GROUPED = re.compile(r"\d(?:[.)]\s|[.,' ]\d)")
+"""What both of these need, and few texts have."""
 _APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 _CHANGED_ON_THE_WAY = (
     ("</", _THOUGHT, " "),
@@ -85,10 +88,11 @@ def is_text_only(message: dict[str, Any]) -> bool:
     return only_text and not extras and message.get("role") in ("system", "developer", "user", "assistant")
 
 
-def remembered(entries: int) -> Callable[[F], F]:
+def remembered(entries: int, longest: int = _REMEMBERED_CHARS) -> Callable[[F], F]:
     """An LRU cache for a function of texts that leaves long ones out: bounded in bytes, not in entries alone.
 
     A conversation resends its texts with every turn, so most are asked for more than once.
+    Args: longest, in characters, of all texts of a call together.
     """
 
     def decorate(function: F) -> F:
@@ -96,7 +100,7 @@ def remembered(entries: int) -> Callable[[F], F]:
 
         @wraps(function)
         def call(*texts: str) -> Any:
-            short = sum(map(len, texts)) <= _REMEMBERED_CHARS
+            short = sum(map(len, texts)) <= longest
             return cached(*texts) if short else function(*texts)
 
         return cast(F, call)
@@ -111,7 +115,8 @@ def plain(text: str) -> str:
     Whitespace, markdown markers, typographic quotes and dashes, link targets and `<think>` blocks go;
     letters, their case and all other punctuation stay.
     """
-    text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
     if "<think>" in text:
         text = _THINKING.sub(" ", text)
     if "](" in text:
@@ -134,8 +139,17 @@ def said(text: str) -> tuple[str, ...]:
     if not text.isascii():
         text = _SMALL_FIGURE.sub(" ", text)
         text = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text).replace("\u2019", "'"))
-    text = _THOUSANDS.sub("", _LIST_NUMBER.sub(" ", text))
-    return tuple(_ALPHANUMERIC.findall(_APOSTROPHE.sub("", text).casefold()))
+    if _NUMBERED_OR_GROUPED.search(text):
+        text = _THOUSANDS.sub("", _LIST_NUMBER.sub(" ", text))
+    if "'" in text:
+        text = _APOSTROPHE.sub("", text)
+    return tuple(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters and figures in lower case; ideographs one by one."""
+    text = text.casefold()
+    return text.translate(_ASCII_STOPS).split() if text.isascii() else _ALPHANUMERIC.findall(text)
 
 
 def distance(a: str, b: str) -> float:
@@ -149,7 +163,7 @@ def distance(a: str, b: str) -> float:
 @remembered(8192)
 def content_words(text: str) -> frozenset[str]:
     """Its words in lower case, without those that carry no topic."""
-    return frozenset(_ALPHANUMERIC.findall(plain(text).casefold())) - _STOP_WORDS
+    return frozenset(_words(plain(text))) - _STOP_WORDS
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:

@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ from ops.errors import OpsError
 
 if TYPE_CHECKING:
     from learner.turn import Progress, Setting
+
+
+TOGETHER = ("sft", "reward", "policy", "turn")
+"""Verbs that several processes can do together."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,37 +76,60 @@ def main(argv: list[str], config: Path | None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "200000" if args.verb in ("base", "sft") else "20000")
     try:
-        sections = read(config)
-        deployment = section(sections, "deployment", Deployment)
-        learner = section(sections, "learner", Learner)
-        if args.verb == "status":
-            return status(deployment)
-        if args.verb == "base":
-            return base(deployment)
-        if args.verb == "sft":
-            return sft(deployment, args)
-        pipeline, engine = section(sections, "pipeline", Pipeline), section(sections, "engine", Engine)
-        if args.verb == "judge":
-            if args.agreement:
-                return agreement(deployment)
-            return judge(deployment, pipeline, section(sections, "judge", Judge))
-        with progress_shown(sys.stderr.isatty()) as progress:
-            from learner.turn import Setting
-
-            setting = Setting(
-                deployment=deployment,
-                pipeline=pipeline,
-                learner=learner,
-                base_dir=resolve(deployment),
-                engine_urls=replica_urls(engine),
-                progress=progress,
-            )
-            return {"reward": reward, "policy": policy, "turn": turn, "serve": serve}[args.verb](
-                setting, args
-            )
+        with launched(args.verb):
+            return perform(args, config)
     except (LearnerError, FeedbackError, OpsError) as e:
         print(f"ratchet learn {args.verb}: {e}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def launched(verb: str) -> Iterator[None]:
+    """Inside, the processes of an `accelerate launch` or `torchrun` know of each other.
+
+    Raises: ConfigError for what cannot be done by several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if verb not in TOGETHER:
+        raise ConfigError(f"one process is enough for it: of several can {', '.join(TOGETHER)}")
+    from learner import distributed
+
+    distributed.join()
+    with redirect_stdout(sys.stdout if distributed.is_main() else StringIO()):
+        yield
+    distributed.leave()  # not after an error: the others may wait, and end when this process does
+
+
+def perform(args: argparse.Namespace, config: Path | None) -> int:
+    """What the arguments ask for. Returns: exit status. Raises: what the three packages refuse."""
+    sections = read(config)
+    deployment = section(sections, "deployment", Deployment)
+    learner = section(sections, "learner", Learner)
+    if args.verb == "status":
+        return status(deployment)
+    if args.verb == "base":
+        return base(deployment)
+    if args.verb == "sft":
+        return sft(deployment, args)
+    pipeline, engine = section(sections, "pipeline", Pipeline), section(sections, "engine", Engine)
+    if args.verb == "judge":
+        if args.agreement:
+            return agreement(deployment)
+        return judge(deployment, pipeline, section(sections, "judge", Judge))
+    with progress_shown(sys.stderr.isatty() and int(os.environ.get("RANK", "0")) == 0) as progress:
+        from learner.turn import Setting
+
+        setting = Setting(
+            deployment=deployment,
+            pipeline=pipeline,
+            learner=learner,
+            base_dir=resolve(deployment),
+            engine_urls=replica_urls(engine),
+            progress=progress,
+        )
+        return {"reward": reward, "policy": policy, "turn": turn, "serve": serve}[args.verb](setting, args)
 
 
 def base(deployment: Deployment) -> int:

@@ -127,14 +127,15 @@ def padded(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor([[*r] + [0.0] * (width - len(r)) for r in rows], dtype=torch.float32)
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], token_budget: int, ranks: int = 1) -> list[list[int]]:
     """Indices grouped by similar length: rows × longest row stays within the budget (one row always fits).
+    With several ranks that is each rank's part of a group.
 
     Which rows share a group never changes a gradient, since every loss is divided by a global denominator.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= token_budget:
+        if groups and len(groups[-1]) < ranks * max(1, token_budget // lengths[groups[-1][0]]):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -175,11 +176,13 @@ class Encoder:
 
     def prompt(self, digest: str, messages: Sequence[Message]) -> Prompt:
         """Raises: DataError when the template refuses the messages."""
+        from jinja2 import TemplateError
+
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], add_generation_prompt=True, tokenize=False
             )
-        except (ValueError, TypeError, KeyError) as e:
+        except (TemplateError, ValueError, TypeError, KeyError) as e:
             raise DataError(f"prompt {digest[:12]}: the chat template refuses it: {e}") from e
         return Prompt(digest, tuple(self._ids(text)))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from learner.distributed import is_main
 from learner.errors import CheckpointError
 from learner.train_policy import Actor, RunState
 
@@ -15,7 +16,9 @@ KEEP = 2
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file is the old one or the new one, also after a crash or a power cut."""
+    """The file is the old one or the new one, also after a crash or a power cut; rank 0 alone writes."""
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("wb") as f:
@@ -35,9 +38,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def save(folder: Path, actor: Actor, state: RunState, fingerprint: str) -> Path:
-    """Weights, optimizer, β and step; all chance follows from the step. Older files than the last two go."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Weights, optimizer, β and step; all chance follows from the step. Older files than the last two go.
+
+    Only the main process writes."""
     path = folder / f"step-{state.step:06d}.pt"
+    if not is_main():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{path.name}.{os.getpid()}"
     content = {
         "fingerprint": fingerprint,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from feedback import database, review_queue, store
 from learner.batches import Encoder, Sample
+from learner.distributed import is_main
 from learner.train_reward import RewardModel
 
 
@@ -24,6 +25,8 @@ def record(model: RewardModel, encoder: Encoder, state: sa.Engine, run: str) -> 
         samples += [encoder.reply(prompt, one.reply), encoder.reply(prompt, other.reply)]
     found_B = between_heads(model.raw(samples)).tolist() if samples else []
     names = [item_id for item_id, _, _ in waiting]
+    if not is_main():
+        return len(names)
     with database.writing(state) as tx:
         store.replace_disagreements(tx, run, dict(zip(names, found_B, strict=True)))
     return len(names)

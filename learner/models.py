@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
+from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
+from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
 from learner.losses import token_logprobs
 from learner.packing import Packing, pack
@@ -53,6 +55,7 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
+        self.logit_scale = logit_scale(self.causal_lm.config)
         self.softcap: float | None = getattr(self.causal_lm.config, "final_logit_softcapping", None)
 
     @property
@@ -67,7 +70,7 @@ class Trunk:
     @property
     def pad_id(self) -> int:
         pad = self.encoder.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        return 0 if pad is None or pad >= self.lm_head.out_features else int(pad)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[None]:
@@ -130,8 +133,11 @@ class Trunk:
             if packed.ids_PM.numel() < PACKED_SHARE * batch.ids_BL.numel():
                 return self._packed_states(packed), batch
         # padding is on the right and attention causal: no mask is needed
-        out = self.backbone(input_ids=batch.ids_BL.to(self.device), use_cache=False)
-        return out.last_hidden_state, batch
+        return self.states(batch.ids_BL.to(self.device)), batch
+
+    def states(self, ids_BL: Tensor) -> Tensor:
+        hidden_BLH: Tensor = self.backbone(input_ids=ids_BL, use_cache=False).last_hidden_state
+        return hidden_BLH
 
     def packs(self, length: int) -> bool:
         """Whether samples this long may share rows: attention takes a mask, no layer has a shorter window."""
@@ -151,6 +157,8 @@ class Trunk:
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""
         logits_NV: Tensor = self.lm_head(hidden_NH).float()
+        if self.logit_scale != 1.0:
+            logits_NV = logits_NV * self.logit_scale
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
 
@@ -268,6 +276,14 @@ def linear_modules(causal_lm: Any) -> list[str]:
     return found
 
 
+def transformer_layers(causal_lm: Any) -> nn.ModuleList:
+    """Raises: ModelError when the model keeps them elsewhere than all the families that we know."""
+    layers = getattr(causal_lm.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(f"{type(causal_lm).__name__} cannot be sharded: launch without --use_fsdp")
+    return layers
+
+
 def lora_config(rank: int, target_modules: Sequence[str], alpha: float | None = None) -> Any:
     from peft import LoraConfig
 
@@ -289,47 +305,33 @@ def preload() -> None:
 def load_trunk(base_dir: Path, *, rank: int, seed: int, max_tokens: int = 1024) -> Trunk:
     """The base model in `base_dir` with a fresh policy adapter; bfloat16 on a GPU, float32 on a CPU.
 
-    Raises: ModelError naming what the directory lacks.
+    Adapters are float32 on both. Where the launch asked for it, the base weights are sharded over the ranks.
+
+    Raises: ModelError naming what is wrong with the directory and what to do.
     """
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar per load would tear our own
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (base_dir / name).is_file():
-            raise ModelError(f"{base_dir} is no base model directory: it has no {name}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_dir, local_files_only=True)
-        base = AutoModelForCausalLM.from_pretrained(base_dir, local_files_only=True, dtype=dtype)
-    except (OSError, ValueError, KeyError) as e:
-        raise ModelError(f"{base_dir} is no base model directory: {e}") from e
-    if tokenizer.chat_template is None:
-        raise ModelError(f"{base_dir}: the tokenizer has no chat template")
+    base, tokenizer = open_base(base_dir, torch.bfloat16 if device.type == "cuda" else torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base, lora_config(rank, linear_modules(base)), adapter_name=Role.POLICY.value)
+    if shards_asked_for():
+        shard_layers(transformer_layers(base))
     model.to(device).eval()
-    return Trunk(model, Encoder(tokenizer, eos_ids(base, tokenizer), max_tokens))
-
-
-def eos_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a reply: the tokenizer's own first, then the generation config's.
-
-    Raises: ModelError when there is none.
-    """
-    configured = causal_lm.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    found = dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None)
-    if not found:
-        raise ModelError("the base model names no end-of-text token: replies would never end")
-    return tuple(int(i) for i in found)
+    trunk = Trunk(model, Encoder(tokenizer, eos_ids(base, tokenizer), context(base.config, max_tokens)))
+    check_forward(trunk.causal_lm, lambda ids_BL: trunk.logits(trunk.states(ids_BL)))
+    return trunk
 
 
 def export_adapter(trunk: Trunk, role: Role, out_dir: Path) -> Path:
-    """Writes the adapter's configuration and safetensors to `out_dir`; equal weights give equal bytes."""
+    """Writes the adapter's configuration and safetensors to `out_dir`; equal weights give equal bytes.
+
+    Only the main process writes."""
+    if not is_main():
+        return out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
     save_file(trunk.weights(role), out_dir / "adapter_model.safetensors")
     config = trunk.model.peft_config[role.value].to_dict()
@@ -382,5 +384,6 @@ def base_hash(trunk: Trunk) -> str:
     for name, p in sorted(trunk.model.named_parameters()):
         if "lora_" not in name:
             digest.update(name.encode())
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import numpy as np
 
 from learner import findings, model_card, train_reward
 from learner.batches import PairRow, RewardData
+from learner.distributed import is_main
 from learner.findings import Findings, Judged
 from learner.train_reward import RewardModel, RewardReport, Settings
 
@@ -59,4 +60,5 @@ def write(
             f"the model that it went on from, on the same pairs: {model_card.interval(before.accuracy)}"
         )
     made = model_card.card(origin, measure(model, data.heldout_pairs), notes)
-    model_card.write(made, folder)
+    if is_main():
+        model_card.write(made, folder)

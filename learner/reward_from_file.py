@@ -18,6 +18,7 @@ from rich.table import Table
 from learner import blend, findings, model_card, pair_files, text_scorer, train_reward
 from learner.batches import Prompt, RewardData, Sample
 from learner.checkpoints import write_atomically
+from learner.distributed import is_main
 from learner.errors import DataError, ModelError
 from learner.findings import Findings, Judged
 from learner.measures import Floats, clustered_bootstrap
@@ -88,6 +89,8 @@ def train(
     margins[TRUNK] = trunk_margins(_train_trunk(setting, pairs, heldout, out, max_tokens, epochs), heldout)
     margins[BLEND] = blend.margins(weights, margins)
     found = compare(margins, heldout, len(pairs), max_tokens, weights)
+    if not is_main():
+        return found
     for name, scorer in made.items():
         text_scorer.save(scorer, _folder(out, name) / SCORER_FILE)
     _write_cards(setting, found, out, f"{file.name}, SHA-256 {_digest(file)}", made, epochs)

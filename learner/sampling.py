@@ -1,8 +1,8 @@
 """Fresh replies for PPO and evaluation, as the token ids and log-probabilities that were really sampled.
 
-Two implementations of one seam: `LocalSampler` decodes with the trainer's own trunk; `EngineSampler` asks the
-serving engines, where the adapter being trained is loaded under a name that is never used twice. Neither ever
-re-tokenises text.
+Three implementations of one seam: `LocalSampler` decodes with the trainer's own trunk; `EngineSampler` asks
+the serving engines, where the adapter being trained is loaded under a name that is never used twice;
+`MainSampler` gives one process's replies to all of a launch. None ever re-tokenises text.
 
 Legend: B samples, V vocabulary.
 """
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from learner.batches import Finish, Prompt, Sample
+from learner.distributed import from_main
 from learner.errors import SamplingError
 from learner.models import Role, Trunk, export_adapter
 from ops import vllm_adapters
@@ -60,7 +61,10 @@ class Sampler(Protocol):
 
 
 class LocalSampler:
-    """Batched decoding with a key-value cache on the trainer's own trunk: no engine, no weights moved."""
+    """Batched decoding with a key-value cache on the trainer's own trunk: no engine, no weights moved.
+
+    Every process of a launch draws the same; all take what the main one drew.
+    """
 
     def __init__(self, trunk: Trunk) -> None:
         self.trunk = trunk
@@ -82,7 +86,7 @@ class LocalSampler:
                 chunk = order[start : start + ROWS_AT_ONCE]
                 drawn = self._decode([rows[i] for i in chunk], temperature, max_tokens, generator)
                 samples.update(zip(chunk, drawn, strict=True))
-        return [samples[i] for i in range(len(rows))]
+        return from_main(lambda: [samples[i] for i in range(len(rows))])
 
     def stream(
         self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
@@ -274,6 +278,43 @@ class EngineSampler:
         for name, path in self._served.values():
             self._withdraw(name, path)
         self._served.clear()
+
+
+class MainSampler:
+    """The main process's sampler, whose replies every process of the launch gets."""
+
+    def __init__(self, sampler: Sampler | None) -> None:
+        """`sampler` is None in the other processes."""
+        self.sampler = sampler
+
+    def publish(self, role: Role) -> None:
+        from_main(lambda: self._own().publish(role))
+
+    def sample(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[Sample]:
+        parts = self.stream(role, prompts, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        return [sample for part in parts for sample in part]
+
+    def stream(
+        self, role: Role, prompts: Sequence[Prompt], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[list[Sample]]:
+        parts: Iterator[list[Sample]] = iter(())
+        if self.sampler is not None:
+            parts = self.sampler.stream(
+                role, prompts, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed
+            )
+        while (part := from_main(lambda: next(parts, None))) is not None:
+            yield part
+
+    def _own(self) -> Sampler:
+        if self.sampler is None:
+            raise SamplingError("only the main process has engines to ask")
+        return self.sampler
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
 
 
 def _listed(url: str) -> frozenset[str]:

@@ -26,7 +26,8 @@ from learner.advantages import (
     token_rewards,
     whiten,
 )
-from learner.batches import Prompt, Sample, Scorer, micro_batches, padded, response_mask
+from learner.batches import Prompt, Sample, Scorer, padded, response_mask
+from learner.distributed import add_up_gradients, shares, total
 from learner.errors import RatioError, SamplerError
 from learner.losses import k3, policy_loss, value_loss
 from learner.models import Role
@@ -311,15 +312,15 @@ def forward_all(actor: Actor, samples: Sequence[Sample], token_budget: int) -> t
     """`actor.forward` over micro-batches, without gradient, back in the samples' order."""
     width = max(len(s.ids) for s in samples)
     parts: list[tuple[list[int], Tensor, Tensor]] = []
-    for group in micro_batches([s.length for s in samples], token_budget):
-        logprobs_BT, values_BT = actor.forward([samples[i] for i in group])
-        parts.append((group, logprobs_BT, values_BT))
+    for share in shares([s.length for s in samples], token_budget):
+        logprobs_BT, values_BT = actor.forward([samples[i] for i in share.rows])
+        parts.append((share.rows, share.weight * logprobs_BT, share.weight * values_BT))
     old_BT = parts[0][1].new_zeros(len(samples), width)
     all_values_BT = torch.zeros_like(old_BT)
     for group, logprobs_BT, values_BT in parts:
-        old_BT[group, : logprobs_BT.shape[1]] = logprobs_BT
-        all_values_BT[group, : values_BT.shape[1]] = values_BT
-    return old_BT, all_values_BT
+        old_BT[group, : logprobs_BT.shape[1]] += logprobs_BT
+        all_values_BT[group, : values_BT.shape[1]] += values_BT
+    return total(old_BT), total(all_values_BT)
 
 
 def check_sampler(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor) -> None:
@@ -434,8 +435,8 @@ def minibatch_step(
     tokens = e.mask_BT[rows_M].sum()
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(5, dtype=torch.float64, device=tokens.device)
-    for group in micro_batches([e.samples[i].length for i in rows_M.tolist()], ppo.token_budget):
-        rows = rows_M[group]
+    for share in shares([e.samples[i].length for i in rows_M.tolist()], ppo.token_budget):
+        rows = rows_M[share.rows]
         new_BT, values_BT = actor.forward([e.samples[i] for i in rows.tolist()])
         width = new_BT.shape[1]
         mask_BT, old_BT = e.mask_BT[rows, :width], e.old_BT[rows, :width]
@@ -451,13 +452,14 @@ def minibatch_step(
         value_BT = value_loss(
             values_BT, e.values_BT[rows, :width], t.returns_BT[rows, :width], mask_BT, ppo.value_clip
         )
-        loss = (policy.loss_BT.sum() + value_BT.sum()) / tokens
+        loss = share.weight * (policy.loss_BT.sum() + value_BT.sum()) / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             kl_BT = k3(old_BT, new_BT) * mask_BT
             parts = (policy.loss_BT, value_BT, policy.ratio_BT * mask_BT, policy.clipped_BT, kl_BT)
-            sums += torch.stack([part.double().sum() for part in parts])
-    means = (sums / tokens).tolist()
+            sums += share.weight * torch.stack([part.double().sum() for part in parts])
+    add_up_gradients(p for group in optimizer.param_groups for p in group["params"])
+    means = (total(sums) / tokens).tolist()
     if log.first:
         check_ratio(means[2], means[4], _precision(actor))
     moved = log.first or means[4] <= ppo.step_kl

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.advantages import conservative
-from learner.batches import GradeRow, PairRow, RewardData, Sample, micro_batches, prompt_weights
+from learner.batches import GradeRow, PairRow, RewardData, Sample, prompt_weights
+from learner.distributed import add_up_gradients, is_main, shares, total
 from learner.errors import DataError, ModelError
 from learner.losses import grade_loss, preference_loss
 from learner.measures import Interval, brier, calibration_error, wilson
@@ -98,9 +99,10 @@ class RewardModel:
         self.trunk.model.eval()
         scores_BK = torch.zeros(len(samples), len(self.heads.bias_K))
         with torch.no_grad(), self.trunk.acting(Role.REWARD):
-            for group in micro_batches([s.length for s in samples], self.token_budget):
-                scores_BK[group] = self.differentiable([samples[i] for i in group]).cpu()
-        return scores_BK
+            for share in shares([s.length for s in samples], self.token_budget):
+                found_BK = self.differentiable([samples[i] for i in share.rows])
+                scores_BK[share.rows] += share.weight * found_BK.cpu()
+        return total(scores_BK)
 
     def differentiable(self, samples: Sequence[Sample]) -> Tensor:
         """Raw scores_BK with gradient; the reward adapter must be acting. Equal samples are computed once."""
@@ -139,6 +141,7 @@ def train(
                 group["lr"] = settings.lr * rate(step, len(batches))
             optimizer.zero_grad(set_to_none=True)
             losses.append(backward(model, batch, settings))
+            add_up_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             if bool(norm.isfinite()):
                 optimizer.step()
@@ -190,16 +193,17 @@ def rate(step: int, steps: int) -> float:
 
 
 def backward(model: RewardModel, batch: Sequence[Weighted], settings: Settings) -> float:
-    """Gradients of the batch's mean loss, by micro-batches under one denominator. Returns: that loss."""
+    """This rank's part of the gradients of the batch's mean loss. Returns: that loss, of all ranks."""
     seen_BK = torch.stack([head_weights(w, settings.heads) for w in batch])
-    total = seen_BK.sum().clamp(min=1e-8)
-    loss_sum = 0.0
-    for group in micro_batches([w.row.length for w in batch], settings.token_budget):
-        rows = [batch[i].row for i in group]
-        loss = row_losses(model, rows, seen_BK[group], settings.length_covariate).sum() / total
+    denominator = seen_BK.sum().clamp(min=1e-8)
+    loss_sum = torch.zeros((), dtype=torch.float64)
+    for share in shares([w.row.length for w in batch], settings.token_budget):
+        rows = [batch[i].row for i in share.rows]
+        row_BK = row_losses(model, rows, seen_BK[share.rows], settings.length_covariate)
+        loss = share.weight * row_BK.sum() / denominator
         loss.backward()  # type: ignore[no-untyped-call]
-        loss_sum += float(loss.detach())
-    return loss_sum
+        loss_sum += loss.detach().cpu()
+    return float(total(loss_sum))
 
 
 def head_weights(weighted: Weighted, heads: int) -> Tensor:
@@ -310,7 +314,9 @@ def length_correlation(model: RewardModel, samples: Sequence[Sample]) -> float:
 
 
 def save(model: RewardModel, found: RewardReport, out_dir: Path) -> Path:
-    """Adapter, heads and report to `out_dir`; `report.json` is written last."""
+    """Adapter, heads and report to `out_dir`; `report.json` is written last, all by the main process."""
+    if not is_main():
+        return out_dir
     export_adapter(model.trunk, Role.REWARD, out_dir / "adapter")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.heads.state_dict().items()}
     said = {"uncertainty": repr(model.uncertainty), "pooling": model.heads.pooling}

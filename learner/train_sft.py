@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback.events import Message
+from learner.compatibility import open_base
+from learner.distributed import add_up_gradients, dealt, is_main, total
 from learner.errors import DataError, ModelError
 from ops.base_model import verified
 from ops.errors import NoBaseModel
@@ -96,26 +96,36 @@ def train(
     pad_id: int,
     on_step: Progression,
 ) -> float:
-    """The loop: length-bucketed batches, AdamW, warm-up and cosine. Returns the last step's loss in nats."""
+    """The loop: length-bucketed batches, AdamW, warm-up and cosine, on the model's device.
+
+    The processes of a launch share each batch out and stay equal. Returns the last step's loss in nats.
+    """
     batches = [b for epoch in range(settings.epochs) for b in bucketed(examples, settings, epoch)]
     optimizer = torch.optim.AdamW(
         _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(batches), settings))
-    loss_nats = math.nan
+    loss_nats, device = math.nan, next(model.parameters()).device
     model.train()
     for step, batch in enumerate(batches, start=1):
-        ids_BT, labels_BT, mask_BT = collate([examples[i] for i in batch], pad_id)
-        loss = summed_loss(model, ids_BT, labels_BT, mask_BT) / (labels_BT != IGNORED).sum()
+        share = dealt(batch)
+        tensors = (x.to(device) for x in collate([examples[i] for i in share.rows], pad_id))
+        loss = share.weight * summed_loss(model, *tensors) / learned_tokens(examples, batch).to(device)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        add_up_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        loss_nats = loss.item()
+        loss_nats = total(loss.detach()).item()
         on_step(loss_nats, step, len(batches))
     model.eval()
     return loss_nats
+
+
+def learned_tokens(examples: Sequence[Example], batch: Sequence[int]) -> torch.Tensor:
+    """The step's denominator: how many tokens of all its dialogues are learned from."""
+    return torch.tensor(sum(label != IGNORED for i in batch for label in examples[i].labels))
 
 
 def summed_loss(
@@ -191,29 +201,25 @@ def read_jsonl(path: Path) -> list[list[Message]]:
 
 
 def load(base: Path) -> tuple[Any, Any]:
-    """Model (float32) and tokenizer of a Hugging Face directory; nothing is fetched.
+    """Model (float32, on a GPU where there is one) and tokenizer of a directory; nothing is fetched.
 
     Raises: ModelError saying what is missing.
     """
     try:
-        path = verified(base)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model, tokenizer = open_base(verified(base), torch.float32)
     except NoBaseModel as e:
         raise ModelError(str(e)) from e
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise ModelError(f"base model {base} does not load: {e}") from e
-    if not tokenizer.chat_template:
-        raise ModelError(f"base model {base} has no chat template")
     if not tokenizer.is_fast:
         raise ModelError(
             f"base model {base} has a slow tokenizer, which cannot tell where a reply's tokens lie"
         )
-    return model, tokenizer
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write both to `out` in one rename, so that a folder of that name is always whole."""
+    """Write both to `out` in one rename, so that a folder of that name is always whole; rank 0 alone does."""
+    if not is_main():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -26,7 +26,15 @@ from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
 from feedback.snapshots import Snapshot
-from learner import checkpoints, disagreement, evaluate, reward_card, train_policy, train_reward
+from learner import (
+    checkpoints,
+    disagreement,
+    distributed,
+    evaluate,
+    reward_card,
+    train_policy,
+    train_reward,
+)
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
 from learner.checkpoints import write_atomically
 from learner.config import Learner
@@ -42,7 +50,7 @@ from learner.models import (
     load_trunk,
     preload,
 )
-from learner.sampling import EngineSampler, LocalSampler, Sampler
+from learner.sampling import EngineSampler, LocalSampler, MainSampler, Sampler
 from learner.train_policy import PPO, RunState, StepMetrics
 from learner.train_reward import RewardModel, RewardReport
 from ops import store
@@ -149,15 +157,20 @@ def take_turn(setting: Setting, now: Callable[[], datetime]) -> Run:
     while another learner takes a turn here.
     """
     with alone(setting):
-        return see_through(setting, unfinished(setting) or begin(setting, now()), now)
+        run = distributed.from_main(lambda: unfinished(setting) or begin(setting, now()))
+        return see_through(setting, run, now)
 
 
 @contextmanager
 def alone(setting: Setting) -> Iterator[None]:
-    """Two learners would train one run twice and unload each other's adapters. A lock dies with its process.
+    """Two learners would train one run twice and unload each other's adapters. A lock dies with its process;
+    the main process of a launch holds it for all.
 
     Raises: Busy.
     """
+    if not distributed.is_main():
+        yield
+        return
     setting.deployment.runs_dir.mkdir(parents=True, exist_ok=True)
     with (setting.deployment.runs_dir / "learner.lock").open("a") as lock:
         try:
@@ -198,10 +211,13 @@ def perform(bench: "Bench", run: Run, stage: Stage, now: datetime) -> Run:
     """One stage, and the note that it is done."""
     STAGE.set(STAGES.index(stage) + 1)
     begun = time.monotonic()
-    changes = WORK[stage](bench, run, now)
+    if stage in MAIN_ONLY:
+        changes = distributed.from_main(lambda: WORK[stage](bench, run, now))
+    else:
+        changes = WORK[stage](bench, run, now)
     seconds = {**run.seconds, stage: time.monotonic() - begun}
     run = msgspec.structs.replace(run, stages=(*run.stages, stage), seconds=seconds, **changes)
-    write(bench.setting, run)
+    distributed.from_main(lambda: write(bench.setting, run))
     return run
 
 
@@ -313,9 +329,11 @@ def parent_folder(setting: Setting, run: Run) -> Path | None:
 def open_sampler(setting: Setting, trunk: Trunk, run_id: str) -> Sampler:
     if setting.learner.sampler == "local":
         return LocalSampler(trunk)
+    if not distributed.is_main():
+        return MainSampler(None)
     sampler = EngineSampler(trunk, setting.engine_urls, setting.deployment.adapters_dir / "learner", run_id)
     sampler.clear()
-    return sampler
+    return MainSampler(sampler)
 
 
 def snapshot_of(bench: Bench, run: Run) -> Snapshot:
@@ -475,7 +493,8 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
 
     state = train_policy.run(bench.actor, bench.sampler, prompts, reward, ppo, state, observe)
     export_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
-    shutil.rmtree(folder, ignore_errors=True)
+    if distributed.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
     return {"stopped": state.stopped}
 
 
@@ -558,8 +577,14 @@ WORK: dict[Stage, Callable[[Bench, Run, datetime], dict[str, Any]]] = {
 }
 
 
+MAIN_ONLY: tuple[Stage, ...] = ("snapshot", "register")
+"""Stages without a pass through the model: the main process of a launch does them for all."""
+
+
 class MetricLines:
-    """`metrics.jsonl`, one line a step; a continued run overwrites the lines after its checkpoint."""
+    """`metrics.jsonl`, one line a step; a continued run overwrites the lines after its checkpoint.
+
+    Only the main process writes."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -567,6 +592,8 @@ class MetricLines:
         write_atomically(path, b"".join(kept))
 
     def add(self, metrics: StepMetrics) -> None:
+        if not distributed.is_main():
+            return
         with self.path.open("ab") as f:
             f.write(msgspec.json.encode(metrics) + b"\n")
 

@@ -1,4 +1,4 @@
-"""Where the base model lies. Finds it without importing torch; making the embedded one is `learner.base`."""
+"""Where the base model lies, and its kernel. Imports no torch; `learner.base` makes the embedded one."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -51,6 +51,11 @@ def verified(path: Path) -> Path:
     if not any(path.glob("*.safetensors")):
         raise NoBaseModel(f"base model {path} has no *.safetensors: weights in other formats are not loaded")
     return path.absolute()
+
+
+def attention_kernel(config: object) -> str:
+    """The fused one, except where scores are soft-capped (Gemma 2): it would leave the cap out unasked."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def fingerprint() -> str:

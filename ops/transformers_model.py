@@ -18,6 +18,8 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ops.base_model import attention_kernel
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -163,7 +165,9 @@ class ModelThread:
         self._model.delete_adapter(slot)
 
     def _read_base(self) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(self._model_dir, dtype=self._dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            self._model_dir, dtype=self._dtype, attn_implementation=attention_kernel(self.config)
+        )
         return model.eval()
 
     def _generate_or_break(self, batch: list[Row]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,11 +35,10 @@ class RunningEngine:
     """Process start to warm."""
 
 
-def make_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """A random two-layer Llama that speaks bytes; vLLM's CPU attention needs heads of 32."""
-    import torch
+def byte_tokenizer() -> Any:
+    """A fast tokenizer whose tokens are the special ones and the 256 bytes, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(vocabulary)}, merges=[]))
@@ -52,8 +52,17 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
         additional_special_tokens=SPECIAL[3:],
     )
     fast.chat_template = TEMPLATE
+    return fast
+
+
+def make_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """A random two-layer Llama that speaks bytes; vLLM's CPU attention needs heads of 32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -69,7 +78,7 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

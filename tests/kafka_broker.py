@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,17 +84,25 @@ class Broker:
         self._process = None
 
 
+@contextmanager
+def running(folder: Path, data: Path) -> Iterator[Broker]:
+    """A broker that accepts connections, killed at the end. Args: folder, from `home`."""
+    broker = Broker(folder, data)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.kill()
+
+
 @pytest.fixture(scope="session")
 def kafka_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The session's one broker; tests take `kafka_broker`."""
     folder = home()
     if isinstance(folder, str):
         pytest.skip(folder)
-    broker = Broker(folder, tmp_path_factory.mktemp("kafka") / "data")
-    try:
+    with running(folder, tmp_path_factory.mktemp("kafka") / "data") as broker:
         yield broker
-    finally:
-        broker.kill()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 from feedback.embedded import EmbeddedLog
 from feedback.eventlog import EventLog, Topic
 from feedback.kafka import KafkaLog
-from tests.kafka_broker import Broker, home
+from tests.kafka_broker import home, running
 
 Row = dict[str, object]
 
@@ -39,12 +39,8 @@ def rows() -> list[Row]:
         if isinstance(broker_home, str):
             print(f"bench-log: no Kafka rows: {broker_home}")
             return found
-        broker = Broker(broker_home, Path(folder) / "kafka")
-        broker.start()
-        try:
+        with running(broker_home, Path(folder) / "kafka") as broker:
             return found + _kafka_rows(broker.servers)
-        finally:
-            broker.kill()
 
 
 def _embedded_rows(folder: Path, writers: int) -> list[Row]:

@@ -15,7 +15,7 @@ from feedback.embedded import EmbeddedLog
 from feedback.errors import ConfigError, SnapshotErased
 from feedback.eventlog import EventLog, Topic
 from feedback.pipeline import step
-from feedback.retention import Expired, expire
+from feedback.retention import Expired, Holdings, expire
 from feedback.snapshots import Traces
 from tests.feedback.builders import NOON, append, thumb, turn
 from tests.feedback.example import CONFIG, EVENTS, NOW, built, fold
@@ -37,7 +37,14 @@ def log(deployment: Deployment) -> Iterator[EmbeddedLog]:
 
 def pass_of(deployment: Deployment, log: EventLog, config: Retention, now: datetime) -> Expired:
     with store.opened(deployment.state) as state:
-        return expire(deployment, log, state, config, CONFIG, now)
+        held = Holdings(
+            deployment=deployment,
+            log=log,
+            state=state,
+            retention=config,
+            retry_window_s=CONFIG.retry_window_s,
+        )
+        return expire(held, now)
 
 
 def folded(deployment: Deployment, log: EventLog) -> None:

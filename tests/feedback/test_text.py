@@ -58,6 +58,19 @@ def test_short_texts_are_worked_out_once_and_long_ones_are_not_kept():
     assert asked == [3, 5000, 5000]
 
 
+def test_a_cache_of_words_keeps_no_sentences():
+    """Many small entries may be kept where each is known to be small."""
+    asked = []
+
+    @remembered(8, longest=4)
+    def length(a: str, b: str) -> int:
+        asked.append(a + b)
+        return len(a + b)
+
+    assert [length("ab", b) for b in ("cd", "cd", "cde", "cde")] == [4, 4, 5, 5]
+    assert asked == ["abcd", "abcde", "abcde"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -211,7 +211,7 @@ def test_training_a_step_leaves_the_base_weights_alone(trunk: Trunk, prompts: li
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     """The message names the folder and what it lacks."""
-    with pytest.raises(ModelError, match=r"no base model directory: it has no config\.json"):
+    with pytest.raises(ModelError, match=r"no Hugging Face model directory: it has no config\.json"):
         load_trunk(tmp_path, rank=4, seed=0)
 
 

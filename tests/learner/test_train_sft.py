@@ -271,6 +271,7 @@ def test_a_model_without_weights_or_template_is_refused(tiny: Path, tmp_path: Pa
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         train_sft.load(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes((tiny / "chat_template.jinja").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="does not load"):
         train_sft.load(tmp_path)
