@@ -50,11 +50,11 @@ def parser() -> argparse.ArgumentParser:
         "--max-tokens", type=int, default=128, help="longest dialogue with its reply that the base model sees"
     )
     reward.add_argument("--epochs", type=int, default=1, help="passes of the base model over the pairs")
-    policy = verbs.add_parser("policy", help="PPO against a trained reward model")
+    policy = verbs.add_parser("policy", help="train a policy, by [learner] method")
     policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")
     policy.add_argument("--reward", type=Path, required=True, help="folder of the reward model")
     policy.add_argument("--out", type=Path, default=Path("policy"), help="folder for the adapter")
-    verbs.add_parser("turn", help="one turn of the loop: snapshot, reward model, PPO, evaluation, candidate")
+    verbs.add_parser("turn", help="one turn: snapshot, reward model, policy, evaluation, candidate")
     verbs.add_parser("serve", help="take a turn whenever enough new feedback has arrived")
     judge = verbs.add_parser("judge", help="let a model compare replies by a written constitution")
     judge.add_argument(

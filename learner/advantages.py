@@ -56,6 +56,27 @@ def leave_one_out(scores_B: Tensor, prompts: Sequence[object]) -> Tensor:
     return scores_B - (sum_B - scores_B) / others_B.clamp(min=1)
 
 
+def rloo_advantages(
+    scores_B: Tensor,
+    old_BT: Tensor,
+    reference_BT: Tensor,
+    mask_BT: Tensor,
+    beta: float,
+    prompts: Sequence[object],
+) -> Tensor:
+    """REINFORCE leave-one-out: the whole reply is one action, its KL part of its reward, and no critic.
+
+        R = score − β·Σ_t k1_t        A_t = R − mean of R over the *other* replies to the prompt
+
+    Args: scores_B; old_BT, reference_BT log-probabilities (nats); mask_BT; beta ≥ 0; prompts, one per reply.
+    Returns: advantages_BT, equal on all tokens of a reply, zero on padding; not scaled.
+    Raises: ShapeError.   Source: arXiv:2402.14740, eq. 6.
+    """
+    same_shape(old_BT, reference_BT, mask_BT)
+    rewards_B = scores_B - beta * ((old_BT - reference_BT) * mask_BT).sum(dim=1)
+    return leave_one_out(rewards_B, prompts)[:, None] * mask_BT
+
+
 def gae(
     rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
@@ -89,6 +110,12 @@ def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     same_shape(x_BT, mask_BT)
     kept_N = x_BT[mask_BT]
     return torch.where(mask_BT, (x_BT - kept_N.mean()) / (kept_N.std(correction=0) + 1e-8), 0.0)
+
+
+def scaled(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Root mean square 1 over all tokens in the mask, mean and sign of each as they are; zero outside it."""
+    same_shape(x_BT, mask_BT)
+    return torch.where(mask_BT, x_BT / (x_BT[mask_BT].square().mean().sqrt() + 1e-8), 0.0)
 
 
 def importance_weights(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor, cap: float = 2.0) -> Tensor:

@@ -81,6 +81,18 @@ class GradeRow:
         return self.reply.length
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A reply to imitate: a user's edit, or the best of several samples."""
+
+    reply: Sample
+    weight: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        return self.reply.prompt.digest
+
+
 @dataclass(frozen=True)
 class RewardData:
     """What a reward model is trained and judged on."""
@@ -142,7 +154,7 @@ def micro_batches(lengths: Sequence[int], token_budget: int, ranks: int = 1) -> 
     return groups
 
 
-R = TypeVar("R", PairRow, GradeRow)
+R = TypeVar("R", PairRow, GradeRow, Target)
 
 
 def by_prompt(rows: Sequence[R]) -> dict[str, list[R]]:

@@ -4,12 +4,17 @@ from typing import Literal
 
 import msgspec
 
+Method = Literal["ppo", "rloo", "dpo", "kto", "sft", "best_of_n"]
+"""How the policy is trained (docs/methods.md)."""
+
 
 class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[learner]`: the training process."""
 
+    method: Method = "ppo"
+    """How the policy is trained: `ppo`, `rloo`, `dpo`, `kto`, `sft` or `best_of_n` (docs/methods.md)."""
     sampler: Literal["engine", "local"] = "engine"
-    """Where PPO's replies come from: the serving engines, or the trainer's own copy of the weights."""
+    """Where sampled replies come from: the serving engines, or the trainer's own copy of the weights."""
     min_new_weight: float = 100.0
     """A turn starts once grades and pairs of this much weight have arrived since the last snapshot."""
     poll_s: float = 2.0
@@ -76,6 +81,15 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     checkpoint_every: int = 5
     """PPO steps between checkpoints."""
 
+    fit_epochs: int = 2
+    """Passes over the rows where the policy is fitted to data: dpo, kto, sft, best_of_n."""
+    fit_batch_rows: int = 16
+    """Rows per optimizer step there."""
+    preference_beta: float = 0.1
+    """β of dpo and kto: log-odds of preference per nat by which the policy leaves the root reference."""
+    best_of: int = 16
+    """best_of_n: replies sampled to each prompt; the one that scores highest is imitated."""
+
     eval_prompts: int = 64
     """Held-out prompts for the evaluation report, at most."""
     eval_samples: int = 4
@@ -84,6 +98,12 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """CPU threads for training; 0: PyTorch's choice."""
     metrics_port: int = 9102
     """Prometheus metrics of the learner; 0: off."""
+
+    def __post_init__(self) -> None:
+        if self.method == "rloo" and self.samples_per_prompt < 2:
+            raise ValueError("rloo compares replies to one prompt: samples_per_prompt must be 2 or more")
+        if self.method == "kto" and self.fit_batch_rows < 2:
+            raise ValueError("kto compares rows of a batch: fit_batch_rows must be 2 or more")
 
 
 class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,6 +2,8 @@
 
 LearnerError
 ├── DataError          rows that nothing can be learned from; names file, row and column
+│   └── MissingData        the snapshot lacks what the chosen method learns from
+├── MissingExtra       the chosen method needs a package that is not installed
 ├── ModelError         a base model or adapter directory that is not one, or does not fit the trunk
 ├── ShapeError         tensors that do not belong together
 ├── GuardError         training would have gone on with wrong numbers: the run stops instead
@@ -21,6 +23,14 @@ class LearnerError(Exception):
 
 
 class DataError(LearnerError):
+    pass
+
+
+class MissingData(DataError):
+    pass
+
+
+class MissingExtra(LearnerError):
     pass
 
 

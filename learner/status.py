@@ -3,17 +3,19 @@
 import msgspec
 
 from feedback.config import Deployment
+from learner.imitation import FitMetrics
+from learner.methods import Metrics, figures
 from learner.train_policy import StepMetrics
 from learner.turn import STAGES, Run, runs
 
 
 def table(deployment: Deployment) -> str:
-    """One line a run: how far it is, its last PPO step, and what came of it."""
+    """One line a run: how far it is, its last policy step, and what came of it."""
     found = runs(deployment)
     if not found:
         return f"no runs yet in {deployment.runs_dir}"
     return "\n".join(
-        [f"{'run':<10} {'state':<22} {'last PPO step':<38} result", *(_line(deployment, r) for r in found)]
+        [f"{'run':<10} {'state':<22} {'last policy step':<38} result", *(_line(deployment, r) for r in found)]
     )
 
 
@@ -33,5 +35,6 @@ def _last_step(deployment: Deployment, run: Run) -> str:
     lines = path.read_bytes().splitlines() if path.exists() else []
     if not lines:
         return ""
-    last = msgspec.json.decode(lines[-1], type=StepMetrics)
-    return f"{last.step + 1}: reward {last.reward_mean:+.2f}, KL {last.kl_root_nats:.1f} nats"
+    kind: type[Metrics] = StepMetrics if run.method in ("ppo", "rloo") else FitMetrics
+    last = msgspec.json.decode(lines[-1], type=kind)
+    return f"{run.method} {last.step + 1}: {figures(last)}"

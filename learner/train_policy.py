@@ -1,4 +1,6 @@
-"""PPO: sample, score, update, readable top to bottom. Knows nothing of language models, engines or files.
+"""PPO and RLOO: sample, score, update, readable top to bottom. Knows no language models, engines or files.
+
+The two differ in `AIMS` alone: what the update pulls towards, and whether there is a critic to fit.
 
 The policy is an `Actor`, so the same lines train a LoRA on a language model and the three-token policy of the
 oracle test, whose best answer is known exactly.
@@ -10,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import torch
@@ -23,6 +25,8 @@ from learner.advantages import (
     gae,
     importance_weights,
     leave_one_out,
+    rloo_advantages,
+    scaled,
     token_rewards,
     whiten,
 )
@@ -81,6 +85,8 @@ class PPO:
     value_lr: float = 1e-2
     warm_up_updates: int = 200
     """Value-only updates, at most, before the first policy step."""
+    advantages: Literal["gae", "rloo"] = "gae"
+    """gae: PPO, with a value head. rloo: no critic, each reply against the prompt's others."""
     group_baseline: bool = False
     """Scores less the mean of the prompt's other replies before GAE: values need not learn the prompt."""
     gamma: float = 1.0
@@ -129,8 +135,9 @@ class Targets:
     """What the update pulls towards."""
 
     advantages_BT: Tensor
-    """Whitened over all tokens."""
-    returns_BT: Tensor
+    """Of scale 1 over all tokens."""
+    returns_BT: Tensor | None
+    """What the critic is fitted to; None where there is none."""
     weights_BT: Tensor
 
 
@@ -227,16 +234,18 @@ def advance(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> 
         return metrics
     if metrics.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
         return replace_metrics(metrics, skipped_batch=True)
-    if metrics.step == 0:
+    if metrics.step == 0 and ppo.advantages == "gae":
         experience = warm_up(actor, experience, ppo, state)
     anneal(state.optimizer, ppo, metrics.step)
-    targets = aim(experience, ppo, state.beta)
+    targets = AIMS[ppo.advantages](experience, ppo, state.beta)
     update = optimise(actor, state.optimizer, experience, targets, ppo, step_seed(ppo.seed, metrics.step))
     if ppo.adapt_beta:
         target = min(state.start_kl + ppo.target_kl, ppo.kl_budget)
         state.beta = adapted_beta(state.beta, kl, target, len(experience.samples), ppo.beta_horizon)
-    spread = explained_variance(targets.returns_BT, experience.values_BT, experience.mask_BT)
-    return replace_metrics(metrics, explained_variance=spread, **update)
+    if targets.returns_BT is not None:
+        spread = explained_variance(targets.returns_BT, experience.values_BT, experience.mask_BT)
+        metrics = replace_metrics(metrics, explained_variance=spread)
+    return replace_metrics(metrics, **update)
 
 
 def replace_metrics(metrics: StepMetrics, **changes: float | int | bool) -> StepMetrics:
@@ -340,8 +349,11 @@ def sampler_kl(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor) -> float:
 
 def final_scores(experience: Experience, ppo: PPO) -> Tensor:
     """scores_B less the penalty for replies that did not end by themselves."""
-    cut = [s.finish == "length" for s in experience.samples]
-    return experience.scores_B - ppo.missing_eos_penalty * experience.scores_B.new_tensor(cut)
+    return less_missing_ends(experience.scores_B, experience.samples, ppo.missing_eos_penalty)
+
+
+def less_missing_ends(scores_B: Tensor, samples: Sequence[Sample], penalty: float) -> Tensor:
+    return scores_B - penalty * scores_B.new_tensor([s.finish == "length" for s in samples])
 
 
 def centred_scores(experience: Experience, ppo: PPO) -> Tensor:
@@ -359,6 +371,18 @@ def aim(experience: Experience, ppo: PPO, beta: float) -> Targets:
     advantages_BT, returns_BT = gae(rewards_BT, e.values_BT, e.mask_BT, ppo.gamma, ppo.lam)
     weights_BT = importance_weights(e.old_BT, e.sampler_BT, e.mask_BT)
     return Targets(whiten(advantages_BT, e.mask_BT), returns_BT, weights_BT)
+
+
+def aim_without_critic(experience: Experience, ppo: PPO, beta: float) -> Targets:
+    """Leave-one-out advantages of whole replies, KL inside, of scale 1 over the batch; importance weights."""
+    e = experience
+    prompts = [s.prompt for s in e.samples]
+    advantages_BT = rloo_advantages(final_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta, prompts)
+    weights_BT = importance_weights(e.old_BT, e.sampler_BT, e.mask_BT)
+    return Targets(scaled(advantages_BT, e.mask_BT), None, weights_BT)
+
+
+AIMS: dict[str, Callable[[Experience, PPO, float], Targets]] = {"gae": aim, "rloo": aim_without_critic}
 
 
 def warm_up(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> Experience:
@@ -449,9 +473,11 @@ def minibatch_step(
             ppo.clip,
             ppo.dual_clip,
         )
-        value_BT = value_loss(
-            values_BT, e.values_BT[rows, :width], t.returns_BT[rows, :width], mask_BT, ppo.value_clip
-        )
+        value_BT = torch.zeros_like(policy.loss_BT)
+        if t.returns_BT is not None:
+            value_BT = value_loss(
+                values_BT, e.values_BT[rows, :width], t.returns_BT[rows, :width], mask_BT, ppo.value_clip
+            )
         loss = share.weight * (policy.loss_BT.sum() + value_BT.sum()) / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():

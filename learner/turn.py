@@ -1,7 +1,7 @@
-"""One turn of the loop: snapshot → reward model → PPO → evaluation → candidate, resumable after any kill.
+"""One turn of the loop: snapshot → reward model → policy → evaluation → candidate, resumable after any kill.
 
 Each stage leaves its result in `runs/<run>/` before `run.json` says that it is done, so a killed turn goes on
-from its last finished stage (PPO from its last checkpoint). Decides nothing about serving: `ops` does.
+from its last finished stage (the policy from its last checkpoint). Decides nothing about serving: `ops` does.
 
     run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json
 """
@@ -26,20 +26,14 @@ from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
 from feedback.snapshots import Snapshot
-from learner import (
-    checkpoints,
-    disagreement,
-    distributed,
-    evaluate,
-    reward_card,
-    train_policy,
-    train_reward,
-)
-from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample
+from learner import disagreement, distributed, evaluate, methods, reward_card, train_reward
+from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
 from learner.checkpoints import write_atomically
-from learner.config import Learner
+from learner.config import Learner, Method
 from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.findings import Findings
+from learner.imitation import FitMetrics
+from learner.methods import Material, Metrics, Task
 from learner.models import (
     LanguageActor,
     Role,
@@ -51,7 +45,6 @@ from learner.models import (
     preload,
 )
 from learner.sampling import EngineSampler, LocalSampler, MainSampler, Sampler
-from learner.train_policy import PPO, RunState, StepMetrics
 from learner.train_reward import RewardModel, RewardReport
 from ops import store
 from ops.adapters import Adapter, EvalReport, adapter_name
@@ -63,11 +56,16 @@ Stage = Literal["snapshot", "reward", "policy", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = ("snapshot", "reward", "policy", "evaluate", "register")
 
 STAGE = Gauge("ratchet_learner_stage", "Stages that the running turn has finished; 0 when none runs")
-STEP = Gauge("ratchet_learner_policy_steps", "PPO steps done in the running turn")
+STEP = Gauge("ratchet_learner_policy_steps", "Policy steps done in the running turn")
 REWARD = Gauge(
-    "ratchet_learner_reward_mean", "Mean reward of the last PPO step, deviations of the root reference"
+    "ratchet_learner_reward_mean",
+    "Mean reward of the last PPO step, deviations of the root reference",
 )
 KL_ROOT = Gauge("ratchet_learner_kl_root_nats", "KL to the root reference per reply, last PPO step")
+LOSS = Gauge(
+    "ratchet_learner_policy_loss_nats",
+    "Loss of the last policy step of dpo, kto, sft or best_of_n",
+)
 BETA = Gauge("ratchet_learner_beta_ratio", "KL coefficient, reward deviations per nat")
 CLIPPED = Gauge("ratchet_learner_clip_fraction_ratio", "Share of tokens without gradient, last PPO step")
 RATIO = Gauge(
@@ -88,6 +86,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     stages: tuple[Stage, ...] = ()
     """Those that are finished."""
+    method: Method = "ppo"
+    """How its policy is trained."""
     snapshot: str | None = None
     parent: str | None = None
     """Adapter that the policy starts from and would replace."""
@@ -98,7 +98,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float] = {}
     """Duration of each finished stage."""
     stopped: str = ""
-    """Why PPO ended before its last step."""
+    """Why the policy's training ended before its last step."""
 
     @property
     def finished(self) -> bool:
@@ -257,7 +257,13 @@ def begin(setting: Setting, now: datetime) -> Run:
     with registry(setting) as adapters:
         table = adapters.traffic()
     parent = table.stable if table else None
-    run = Run(run_id=run_id, fingerprint=setting.fingerprint, started_at=now, parent=parent)
+    run = Run(
+        run_id=run_id,
+        fingerprint=setting.fingerprint,
+        started_at=now,
+        method=setting.learner.method,
+        parent=parent,
+    )
     write(setting, run)
     return run
 
@@ -387,8 +393,9 @@ def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     s = bench.setting
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
     bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
-    for split in ("train", "heldout"):  # refuse now, not after the training
-        prompts_of(bench.loaded, bench.encoder, split, s.learner.max_prompt_tokens)
+    # refuse now, not after the training
+    methods.require(s.learner.method, material(bench.loaded, bench.encoder, s.learner))
+    prompts_of(bench.loaded, bench.encoder, "heldout", s.learner.max_prompt_tokens)
     return {"snapshot": manifest.name}
 
 
@@ -475,49 +482,46 @@ def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:
 
 def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     learner = bench.setting.learner
-    prompts = prompts_of(snapshot_of(bench, run), bench.encoder, "train", learner.max_prompt_tokens)
     reward, _ = reward_of(bench)
-    ppo = ppo_settings(learner, bench.seed)
-    state = train_policy.start(bench.actor, ppo)
-    folder = bench.folder / "checkpoints"
-    checkpoints.restore(folder, bench.actor, state, run.fingerprint)
-    lines = MetricLines(bench.folder / "metrics.jsonl", state.step)
 
-    def observe(metrics: StepMetrics, state: RunState) -> None:
-        lines.add(metrics)
+    def watch(metrics: Metrics, steps: int) -> None:
         show(metrics)
-        figures = f"reward {metrics.reward_mean:+.2f}, KL {metrics.kl_root_nats:.1f}"
-        bench.setting.progress("policy", state.step, ppo.steps, figures)
-        if state.step % learner.checkpoint_every == 0:
-            checkpoints.save(folder, bench.actor, state, run.fingerprint)
+        bench.setting.progress("policy", metrics.step + 1, steps, methods.figures(metrics))
 
-    state = train_policy.run(bench.actor, bench.sampler, prompts, reward, ppo, state, observe)
+    task = Task(
+        actor=bench.actor,
+        sampler=bench.sampler,
+        scorer=reward,
+        material=material(snapshot_of(bench, run), bench.encoder, learner),
+        learner=learner,
+        seed=bench.seed,
+        fingerprint=run.fingerprint,
+        folder=bench.folder,
+        watch=watch,
+    )
+    stopped = methods.train(task)
     export_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
     if distributed.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
-    return {"stopped": state.stopped}
+        shutil.rmtree(task.checkpoints, ignore_errors=True)
+    return {"stopped": stopped}
 
 
-def ppo_settings(learner: Learner, seed: int) -> PPO:
-    return PPO(
-        steps=learner.policy_steps,
-        prompts_per_step=learner.prompts_per_step,
-        samples_per_prompt=learner.samples_per_prompt,
-        group_baseline=learner.group_baseline,
-        lam=learner.gae_lambda,
-        epochs=learner.epochs,
-        minibatches=learner.minibatches,
-        policy_lr=learner.policy_lr,
-        value_lr=learner.value_lr,
-        beta=learner.beta,
-        target_kl=learner.target_kl_nats,
-        kl_budget=learner.kl_budget_nats,
-        missing_eos_penalty=learner.missing_eos_penalty,
-        temperature=learner.temperature,
-        max_tokens=learner.max_reply_tokens,
-        token_budget=learner.token_budget,
-        seed=seed,
+def material(snapshot: Snapshot, encoder: Encoder, learner: Learner) -> Material:
+    """What the snapshot offers every method, as token ids. Raises: DataError without a short prompt."""
+    return Material(
+        prompts=prompts_of(snapshot, encoder, "train", learner.max_prompt_tokens),
+        data=reward_data(snapshot, encoder),
+        edits=edits_of(snapshot, encoder),
     )
+
+
+def edits_of(snapshot: Snapshot, encoder: Encoder) -> list[Target]:
+    """Replies as users would have them, of the training split."""
+    return [
+        Target(encoder.reply(encoder.prompt(edit.prompt_digest, edit.prompt), edit.reply), edit.weight)
+        for edit in snapshot.demonstrations
+        if snapshot.split_of(edit) == "train"
+    ]
 
 
 def evaluate_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
@@ -561,6 +565,7 @@ def register_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
         snapshot=run.snapshot,
         reward_model=f"{run.run_id}/reward",
         report=report,
+        reason=f"trained by {run.method}",
         created_at=run.started_at,
         changed_at=now,
     )
@@ -581,26 +586,12 @@ MAIN_ONLY: tuple[Stage, ...] = ("snapshot", "register")
 """Stages without a pass through the model: the main process of a launch does them for all."""
 
 
-class MetricLines:
-    """`metrics.jsonl`, one line a step; a continued run overwrites the lines after its checkpoint.
-
-    Only the main process writes."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        write_atomically(path, b"".join(kept))
-
-    def add(self, metrics: StepMetrics) -> None:
-        if not distributed.is_main():
-            return
-        with self.path.open("ab") as f:
-            f.write(msgspec.json.encode(metrics) + b"\n")
-
-
-def show(metrics: StepMetrics) -> None:
+def show(metrics: Metrics) -> None:
     """The step on the metrics port."""
     STEP.set(metrics.step + 1)
+    if isinstance(metrics, FitMetrics):
+        LOSS.set(metrics.loss)
+        return
     REWARD.set(metrics.reward_mean)
     KL_ROOT.set(metrics.kl_root_nats)
     BETA.set(metrics.beta)

@@ -14,6 +14,8 @@ from learner.advantages import (
     gae,
     importance_weights,
     leave_one_out,
+    rloo_advantages,
+    scaled,
     token_rewards,
     whiten,
 )
@@ -151,6 +153,26 @@ def test_leave_one_out_takes_the_prompts_own_level_away() -> None:
     assert leave_one_out(scores_B, ["a", "b", "a", "a"]).tolist() == [-4.5, 5.0, -1.5, 6.0]
     with pytest.raises(ShapeError, match="3 prompts"):
         leave_one_out(scores_B, ["a", "b", "a"])
+
+
+def test_rloo_judges_whole_replies_against_the_prompts_others() -> None:
+    """β 0.5. Reply 1: 2 − 0.5·(0.4 + 0.2) = 1.7; reply 2: 1 − 0.5·(−0.6) = 1.3, its second column is padding.
+
+    Each less the other's reward: ± 0.4, on every real token, and nothing on padding.
+    """
+    mask_BT = length_mask(torch.tensor([2, 1]))
+    old_BT = torch.tensor([[-1.0, -2.0], [-1.0, 9.0]])
+    reference_BT = torch.tensor([[-1.4, -2.2], [-0.4, 5.0]])
+    advantages_BT = rloo_advantages(
+        torch.tensor([2.0, 1.0]), old_BT, reference_BT, mask_BT, 0.5, ["same", "same"]
+    )
+    assert advantages_BT.flatten().tolist() == pytest.approx([0.4, 0.4, -0.4, 0.0], abs=1e-6)
+
+
+def test_scaling_moves_no_advantage_across_zero() -> None:
+    """Mean square of 3 and 1 is 5; the 100 is padding. Whitening would have turned the 1 negative."""
+    x_BT, mask_BT = torch.tensor([[3.0, 1.0, 100.0]]), length_mask(torch.tensor([2]), 3)
+    assert scaled(x_BT, mask_BT).tolist()[0] == pytest.approx([3 / math.sqrt(5), 1 / math.sqrt(5), 0.0])
 
 
 def test_effective_sample_size() -> None:

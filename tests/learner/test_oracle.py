@@ -1,9 +1,9 @@
-"""PPO against a problem solved exactly: every reply enumerable, so the best policy is known in closed form.
+"""PPO and RLOO against a problem solved exactly: all replies enumerable, the optimum known in closed form.
 
 J(π) = E_π[r] − β·KL(π‖π_ref) has the maximum J* = β·log Σ π_ref·exp(r/β) at π* ∝ π_ref·exp(r/β). Sampling,
 rewards, GAE and updates are the learner's own; only the three-token policy and its sampler are this file's.
 A run passes when it finds at least 98 % of the possible gain and ends within 0.01 nats of π*. Each known way
-of getting PPO subtly wrong must fail.
+of getting them subtly wrong must fail.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,19 @@ from learner.advantages import gae, token_rewards, whiten
 from learner.batches import Prompt, Sample, padded, response_mask
 from learner.losses import k3
 from learner.models import Role
-from learner.train_policy import PPO, Experience, Targets, aim, anneal, gather, optimise, run, start, warm_up
+from learner.train_policy import (
+    PPO,
+    Experience,
+    Targets,
+    aim,
+    aim_without_critic,
+    anneal,
+    gather,
+    optimise,
+    run,
+    start,
+    warm_up,
+)
 
 VOCABULARY, LENGTH, BETA = 5, 3, 0.3
 END = 0
@@ -223,15 +235,33 @@ def test_ppo_finds_the_best_policy(with_ends: bool, group_baseline: bool) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("with_ends", [False, True])
+def test_rloo_finds_the_best_policy(with_ends: bool) -> None:
+    """Without a critic, each reply judged by the prompt's others: the same optimum."""
+    p, rloo = problem(with_ends=with_ends), replace(SETTINGS, advantages="rloo")
+    actor = TableActor(p)
+    state = start(actor, rloo)
+    run(actor, TableSampler(actor, p), [PROMPT], scorer_of(p), rloo, state)
+    gain, kl = judged(actor, p)
+    assert gain >= 0.98
+    assert kl <= 0.01
+    assert not actor.value_head.weight.any()  # there is none: nothing was ever fitted
+
+
+@pytest.mark.slow
 def test_the_spelt_out_loop_finds_it_too() -> None:
     """Control for the mutations below: without any, the same code passes."""
     assert passes(trained(problem(with_ends=True)))
 
 
+AIMS = pytest.mark.parametrize("targets_of", [aim, aim_without_critic])
+
+
 @pytest.mark.slow
-def test_k3_in_the_reward_fails() -> None:
+@AIMS
+def test_k3_in_the_reward_fails(targets_of: Callable[[Experience, PPO, float], Targets]) -> None:
     """k3's derivative is not the KL's: as a penalty it pulls elsewhere."""
-    fails(trained(problem(with_ends=True), experience_as=with_k3))
+    fails(trained(problem(with_ends=True), experience_as=with_k3, targets_of=targets_of))
 
 
 def with_k3(e: Experience) -> Experience:
@@ -239,21 +269,24 @@ def with_k3(e: Experience) -> Experience:
 
 
 @pytest.mark.slow
-def test_no_kl_fails() -> None:
+@AIMS
+def test_no_kl_fails(targets_of: Callable[[Experience, PPO, float], Targets]) -> None:
     """Without the penalty the policy runs to the best reply and loses all entropy."""
-    fails(trained(problem(with_ends=True), beta=0.0))
+    fails(trained(problem(with_ends=True), beta=0.0, targets_of=targets_of))
 
 
 @pytest.mark.slow
-def test_doubled_beta_fails() -> None:
+@AIMS
+def test_doubled_beta_fails(targets_of: Callable[[Experience, PPO, float], Targets]) -> None:
     """The optimum of another β is another policy."""
-    fails(trained(problem(with_ends=True), beta=2 * BETA))
+    fails(trained(problem(with_ends=True), beta=2 * BETA, targets_of=targets_of))
 
 
 @pytest.mark.slow
 def test_reward_on_the_wrong_token_fails() -> None:
     """A score on the first token credits none of the later ones."""
     fails(trained(problem(with_ends=True), targets_of=score_on_first_token))
+    fails(trained(problem(with_ends=True), targets_of=only_first_token_credited))
 
 
 def score_on_first_token(e: Experience, ppo: PPO, beta: float) -> Targets:
@@ -263,21 +296,30 @@ def score_on_first_token(e: Experience, ppo: PPO, beta: float) -> Targets:
     return Targets(whiten(advantages_BT, e.mask_BT), returns_BT, torch.ones_like(rewards_BT))
 
 
+def only_first_token_credited(e: Experience, ppo: PPO, beta: float) -> Targets:
+    right = aim_without_critic(e, ppo, beta)
+    advantages_BT = torch.zeros_like(right.advantages_BT)
+    advantages_BT[:, 0] = right.advantages_BT[:, 0]
+    return replace(right, advantages_BT=advantages_BT)
+
+
 @pytest.mark.slow
-def test_flipped_advantages_fail() -> None:
+@AIMS
+def test_flipped_advantages_fail(targets_of: Callable[[Experience, PPO, float], Targets]) -> None:
     """Gradient descent on the objective instead of ascent."""
+
+    def flipped(e: Experience, ppo: PPO, beta: float) -> Targets:
+        right = targets_of(e, ppo, beta)
+        return replace(right, advantages_BT=-right.advantages_BT)
+
     fails(trained(problem(with_ends=True), targets_of=flipped))
 
 
-def flipped(e: Experience, ppo: PPO, beta: float) -> Targets:
-    right = aim(e, ppo, beta)
-    return replace(right, advantages_BT=-right.advantages_BT)
-
-
 @pytest.mark.slow
-def test_unmasked_padding_fails() -> None:
+@AIMS
+def test_unmasked_padding_fails(targets_of: Callable[[Experience, PPO, float], Targets]) -> None:
     """Padding taken for response tokens is rewarded, penalised and trained on."""
-    fails(trained(problem(with_ends=True), samples_as=padding_as_response))
+    fails(trained(problem(with_ends=True), samples_as=padding_as_response, targets_of=targets_of))
 
 
 def padding_as_response(samples: list[Sample], actor: TableActor) -> list[Sample]:

@@ -19,6 +19,7 @@ from learner.train_policy import (
     StepMetrics,
     advance,
     aim,
+    aim_without_critic,
     check_ratio,
     draw_prompts,
     gather,
@@ -66,6 +67,44 @@ def test_micro_batches_do_not_change_the_step(
     split = updated(fresh_trunk(), samples, replace(one_step, token_budget=token_budget))
     assert max(float((a - b).abs().max()) for a, b in zip(whole, split, strict=True)) < 1e-6
     assert any(bool(p.any()) for p in whole)
+
+
+def test_the_rloo_step_is_plain_reinforce(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """Its gradient is Σ A·∇log π(reply), reply by reply, with A from loops over floats."""
+    rloo = replace(SMALL, advantages="rloo", epochs=1, minibatches=1, max_grad_norm=1e9)
+    with torch.no_grad():  # a policy that is not the reference, so that the KL counts
+        for p in trunk.parameters(Role.POLICY):
+            p.add_(0.02)
+    actor = LanguageActor(trunk)
+    experience = gather(actor, draw(trunk, prompts), low_tokens, rloo)
+    wanted = torch.autograd.grad(plain_reinforce(actor, experience.samples, 0.3), actor.policy_parameters())
+    targets = aim_without_critic(experience, rloo, 0.3)
+    optimise(actor, start(actor, rloo).optimizer, experience, targets, rloo, seed=0)
+    found = [p.grad for p in actor.policy_parameters()]
+    size = max(float(g.abs().max()) for g in wanted)
+    assert size > 1e-3
+    for mine, plain in zip(found, wanted, strict=True):
+        assert mine is not None
+        assert float((mine - plain).abs().max()) < 1e-4 * size
+
+
+def plain_reinforce(actor: LanguageActor, samples: list[Sample], beta: float) -> Tensor:
+    """The surrogate reply by reply, without batches, masks or padding."""
+    logprobs = [actor.forward([s])[0].sum() for s in samples]
+    with actor.reference(), torch.no_grad():
+        reference = [float(actor.forward([s])[0].sum()) for s in samples]
+    rewards = [
+        float(low_tokens([s])) - (s.finish == "length") - beta * (float(p.detach()) - q)
+        for s, p, q in zip(samples, logprobs, reference, strict=True)
+    ]
+    advantages = []
+    for i, s in enumerate(samples):
+        others = [r for j, r in enumerate(rewards) if j != i and samples[j].prompt == s.prompt]
+        advantages.append(rewards[i] - sum(others) / len(others))
+    tokens = sum(len(s.ids) for s in samples)
+    square = sum(a * a * len(s.ids) for a, s in zip(advantages, samples, strict=True)) / tokens
+    terms = [a / square**0.5 * logprob for a, logprob in zip(advantages, logprobs, strict=True)]
+    return -torch.stack(terms).sum() / tokens
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ from feedback.errors import SnapshotErased
 from learner import __main__ as cli
 from learner import pair_files, reward_from_file, turn
 from learner.config import Learner
-from learner.errors import Busy, DataError
+from learner.errors import Busy, DataError, MissingData
 from learner.status import table
 from ops import erasure
 from ops import store as adapter_store
 from ops.adapters import AdapterState
 from ops.registry import Registry
 from tests.feedback import builders
+from tests.learner.test_train_preferences import needs_trl
 
 NOW = builders.NOON + timedelta(hours=1)
 LEARNER = Learner(
@@ -234,6 +235,29 @@ def test_a_run_on_an_erased_snapshot_is_given_up_and_leaves_no_word(setting: tur
     asked = question(3).encode()
     files = [f for f in setting.deployment.data_dir.rglob("*") if f.is_file()]
     assert [f for f in files if asked in f.read_bytes()] == []
+
+
+@pytest.mark.slow
+@needs_trl
+def test_another_method_makes_the_same_kind_of_candidate(setting: turn.Setting, registry: Registry) -> None:
+    """One word in the configuration; the thumbs are all that KTO asks for. The lineage says how."""
+    learner = msgspec.structs.replace(LEARNER, method="kto")
+    run = turn.take_turn(turn.Setting(**{**vars(setting), "learner": learner}), now)
+    candidate = registry.get(str(run.adapter))
+    assert (run.method, candidate.reason) == ("kto", "trained by kto")
+    assert candidate.report is not None
+    adapter_store.verify(Path(candidate.path), candidate.sha256)
+    assert "kto 4: loss 0." in table(setting.deployment)
+
+
+def test_what_the_method_lacks_ends_the_turn_before_anything_is_trained(setting: turn.Setting) -> None:
+    """Nobody edited a reply: the reward model need not be fitted to find that out."""
+    learner = msgspec.structs.replace(LEARNER, method="sft")
+    with pytest.raises(MissingData, match="users' edits"):
+        turn.take_turn(turn.Setting(**{**vars(setting), "learner": learner}), now)
+    (run,) = turn.runs(setting.deployment)
+    assert "users' edits" in str(run.failed)
+    assert not (setting.folder(run.run_id) / "reward").exists()
 
 
 def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:
