@@ -40,10 +40,19 @@ def parser() -> argparse.ArgumentParser:
     sft.add_argument("--out", type=Path, required=True, help="new folder for the fine-tuned model")
     sft.add_argument("--epochs", type=int, default=1)
     reward = verbs.add_parser(
-        "reward", help="train a reward model on a file of pairs and report its accuracy"
+        "reward", help="train reward models on a file of pairs, or apply them, and report their accuracy"
     )
-    reward.add_argument("--pairs", type=Path, required=True, help="JSON Lines (also .gz) or Parquet")
-    reward.add_argument("--out", type=Path, default=Path("reward"), help="folder for the reward model")
+    reward.add_argument("--pairs", type=Path, help="train on this file: JSON Lines (also .gz) or Parquet")
+    reward.add_argument(
+        "--evaluate",
+        type=Path,
+        help="measure on all pairs of this file; with --pairs, train on all of that one; without, use --out",
+    )
+    reward.add_argument("--out", type=Path, default=Path("reward"), help="folder of the reward models")
+    reward.add_argument(
+        "--max-tokens", type=int, default=128, help="longest dialogue with its reply that the base model sees"
+    )
+    reward.add_argument("--epochs", type=int, default=1, help="passes of the base model over the pairs")
     policy = verbs.add_parser("policy", help="train a policy, by [learner] method")
     policy.add_argument("--snapshot", required=True, help="name of the snapshot whose prompts are used")
     policy.add_argument("--reward", type=Path, required=True, help="folder of the reward model")
@@ -65,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str], config: Path | None) -> int:
     """`argv` starts with `learn`. Returns: exit status; 2 with one line on stderr for what was refused."""
-    args = parser().parse_args(argv[1:])
+    arguments = parser()
+    args = arguments.parse_args(argv[1:])
+    if args.verb == "reward" and args.pairs is None and args.evaluate is None:
+        arguments.error("learn reward needs --pairs FILE to train on, or --evaluate FILE to measure on")
     # Read when torch loads, so before any import of it. Threads that wait for one another shall sleep: beside
     # an engine on the same cores, endless spinning made a training step five times as long. A short spin
     # first makes a step half as long while the engine rests; a model that is made alone may spin for longer.
@@ -153,15 +165,19 @@ def sft(deployment: Deployment, args: argparse.Namespace) -> int:
 
 
 def reward(setting: "Setting", args: argparse.Namespace) -> int:
-    from learner.workshop import reward_from_pairs
+    from rich.console import Console
 
-    found = reward_from_pairs(setting, args.pairs, args.out)
-    print(
-        f"held-out accuracy {found.accuracy:.3f} on {found.pairs} pairs "
-        f"(95 % from {found.accuracy_low:.3f} to {found.accuracy_high:.3f}), "
-        f"calibration error {found.calibration_error:.3f}; trained on {found.train_pairs} pairs\n"
-        f"reward model in {args.out}"
-    )
+    from learner import reward_from_file
+
+    if args.pairs is None:
+        found = reward_from_file.evaluate(setting, args.out, args.evaluate)
+    else:
+        found = reward_from_file.train(
+            setting, args.pairs, args.out, args.evaluate, args.max_tokens, args.epochs
+        )
+    Console().print(reward_from_file.table(found))
+    print(reward_from_file.summary(found))
+    print(f"reward models and their cards in {args.out}")
     return 0
 
 

@@ -51,6 +51,8 @@ class PairRow:
     p: float = 1.0
     weight: float = 1.0
     kind: str = "comparison"
+    dimensions: tuple[tuple[str, float], ...] = ()
+    """Name and probability that `chosen` is the better one under it, 0..1; measured, not trained on."""
 
     @property
     def digest(self) -> str:
@@ -194,13 +196,17 @@ class Encoder:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as e:
             raise DataError(f"prompt {digest[:12]}: the chat template refuses it: {e}") from e
-        return Prompt(digest, tuple(self.tokenizer(text, add_special_tokens=False).input_ids))
+        return Prompt(digest, tuple(self._ids(text)))
 
     def reply(self, prompt: Prompt, text: str) -> Sample:
         """A reply that came as text: its tokens and the end-of-text token."""
-        ids = (*self.tokenizer(text, add_special_tokens=False).input_ids, self.eos_ids[0])
+        ids = (*self._ids(text), self.eos_ids[0])
         keep = max(self.max_tokens - len(ids), 1)
         return Sample(Prompt(prompt.digest, prompt.ids[-keep:]), tuple(ids[: self.max_tokens - 1]))
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids  # `verbose` would warn of long texts, which are cut here
 
     def text(self, sample: Sample) -> str:
         return str(self.tokenizer.decode(list(sample.ids), skip_special_tokens=True))

@@ -47,6 +47,8 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """PPO's reward is the heads' mean minus this times their standard deviation."""
     reward_length_covariate: bool = False
     """Fit a length term beside the reward and drop it when scoring: removes a liking for long replies."""
+    reward_warm_start: bool = False
+    """Go on from the last run's reward model instead of fresh heads on the base: fewer epochs suffice."""
     root_samples: int = 128
     """Root-reference replies on which rewards are standardised to mean 0 and deviation 1."""
 

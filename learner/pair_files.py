@@ -1,4 +1,4 @@
-"""Preference pairs from a file, JSON Lines (also gzipped) or Parquet: strict, refused with row and column.
+"""Preference pairs from a file, JSON Lines (also gzipped) or Parquet: strict, refused with line and column.
 
 Columns: `messages` or `prompt` (the dialogue up to the reply: a list of {role, content}, or one string),
 `chosen` and `rejected` (a string, or a list of messages whose last one is the reply); optional `p` (0.5..1),
@@ -8,7 +8,9 @@ Columns: `messages` or `prompt` (the dialogue up to the reply: a list of {role, 
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from learner.batches import Encoder, PairRow, RewardData
 from learner.errors import DataError
 
 HELDOUT_FRACTION = 0.2
-"""Share of prompts kept out of training where the file does not say; follows from the prompt alone."""
+"""Share of conversations kept out of training where the file does not say; follows from how they begin."""
 
 
 class FilePair(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,35 +37,43 @@ class FilePair(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         return _digest(self.prompt)
 
+    @property
+    def opening(self) -> str:
+        """Digest of the first thing a user said: the same for every stage of a conversation."""
+        return _opening(self.prompt)
+
 
 def read(path: Path) -> list[FilePair]:
-    """Every pair of the file. Raises: DataError naming file, row and column of the first fault."""
-    pairs = [_pair(row, f"{path}, row {n}") for n, row in enumerate(_rows(path), start=1)]
+    """Every pair of the file. Raises: DataError naming file, line (or row) and column of the first fault."""
+    pairs = [_pair(row, where) for where, row in _rows(path)]
     if not pairs:
         raise DataError(f"{path} holds no pair")
     return pairs
 
 
-def reward_data(pairs: Sequence[FilePair], encoder: Encoder) -> RewardData:
-    """The pairs as token ids, split into training and held-out by prompt."""
-    data = RewardData()
-    for pair in pairs:
-        prompt = encoder.prompt(pair.digest, pair.prompt)
-        row = PairRow(
-            encoder.reply(prompt, pair.chosen),
-            encoder.reply(prompt, pair.rejected),
-            pair.p,
-            pair.weight,
-            "file",
-        )
-        (data.heldout_pairs if pair.heldout else data.pairs).append(row)
-    return data
+def reward_data(pairs: Sequence[FilePair], heldout: Sequence[FilePair], encoder: Encoder) -> RewardData:
+    """Training and held-out pairs as token ids."""
+    return RewardData(
+        pairs=[row(pair, encoder) for pair in pairs], heldout_pairs=[row(pair, encoder) for pair in heldout]
+    )
 
 
-def _rows(path: Path) -> Iterator[Any]:
+def row(pair: FilePair, encoder: Encoder) -> PairRow:
+    """Both replies after the same tokens of the dialogue: those that the longer one leaves room for.
+
+    Raises: DataError when the chat template refuses the dialogue."""
+    prompt = encoder.prompt(pair.digest, pair.prompt)
+    chosen, rejected = (encoder.reply(prompt, text) for text in (pair.chosen, pair.rejected))
+    kept = min(chosen.prompt, rejected.prompt, key=lambda cut: len(cut.ids))
+    return PairRow(replace(chosen, prompt=kept), replace(rejected, prompt=kept), pair.p, pair.weight, "file")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every row with where it stands: the line as an editor counts it, or the row of a Parquet file."""
     try:
         if path.suffix == ".parquet":
-            yield from _parquet(path)
+            for n, row in enumerate(_parquet(path), start=1):
+                yield f"{path}, row {n}", row
             return
         with (
             gzip.open(path, "rt", encoding="utf-8")
@@ -72,8 +82,8 @@ def _rows(path: Path) -> Iterator[Any]:
         ):
             for n, line in enumerate(f, start=1):
                 if line.strip():
-                    yield _json(line, f"{path}, line {n}")
-    except (OSError, UnicodeDecodeError) as e:
+                    yield (where := f"{path}, line {n}"), _json(line, where)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise DataError(f"{path} cannot be read: {e}") from e
 
 
@@ -106,7 +116,7 @@ def _pair(row: Any, where: str) -> FilePair:
     split = row.get("split")
     if split not in (None, "train", "heldout"):
         raise DataError(f"{where}, column 'split': {split!r} is neither 'train' nor 'heldout'")
-    heldout = split == "heldout" if split else _kept_out(_digest(prompt))
+    heldout = split == "heldout" if split else _kept_out(_opening(prompt))
     return FilePair(prompt=prompt, chosen=chosen, rejected=rejected, p=p, weight=weight, heldout=heldout)
 
 
@@ -141,6 +151,11 @@ def _number(value: Any, default: float, low: float, high: float, where: str) -> 
 def _digest(prompt: tuple[Message, ...]) -> str:
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
     return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _opening(prompt: tuple[Message, ...]) -> str:
+    first = next((n for n, message in enumerate(prompt, start=1) if message["role"] == "user"), len(prompt))
+    return _digest(prompt[first - 1 : first])
 
 
 def _kept_out(digest: str) -> bool:

@@ -118,19 +118,20 @@ def train(
     data: RewardData,
     settings: Settings,
     on_step: Callable[[float, int, int], None] = lambda loss, done, total: None,
+    earlier: Path | None = None,
 ) -> tuple[RewardModel, list[float]]:
     """Fits reward adapter and heads; every optimizer step sees all rows of its prompts.
 
+    Args: earlier, folder of a reward model to go on from; without one, a fresh adapter and fresh heads.
     Returns: the model, not yet standardised, and the loss of each step (nats).
-    Raises: DataError when there is no row to learn from.
+    Raises: DataError when there is no row to learn from; ModelError for an `earlier` that does not fit.
     """
     weighted = weigh(data)
     if not weighted:
         raise DataError("the snapshot has no training pair or grade of positive weight")
-    trunk.add(Role.REWARD, settings.rank, settings.seed)
-    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed, settings.pooling).to(trunk.device)
-    model = RewardModel(trunk, heads, settings.uncertainty, settings.token_budget)
-    parameters = [*trunk.parameters(Role.REWARD), *heads.parameters()]
+    model = begin(trunk, settings) if earlier is None else load(trunk, earlier, settings.uncertainty)[0]
+    model.token_budget = settings.token_budget
+    parameters = [*trunk.parameters(Role.REWARD), *model.heads.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=1e-5)
     batches = [b for epoch in range(settings.epochs) for b in prompt_batches(weighted, settings, epoch)]
     losses: list[float] = []
@@ -146,6 +147,13 @@ def train(
                 optimizer.step()
             on_step(losses[-1], step + 1, len(batches))
     return model, losses
+
+
+def begin(trunk: Trunk, settings: Settings) -> RewardModel:
+    """A fresh reward adapter, which changes nothing yet, and heads drawn from the seed."""
+    trunk.add(Role.REWARD, settings.rank, settings.seed)
+    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed, settings.pooling).to(trunk.device)
+    return RewardModel(trunk, heads, settings.uncertainty, settings.token_budget)
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
 from feedback.snapshots import Snapshot
-from learner import disagreement, distributed, evaluate, methods, train_reward
+from learner import disagreement, distributed, evaluate, methods, reward_card, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
 from learner.checkpoints import write_atomically
 from learner.config import Learner, Method
 from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.examination import Examination
+from learner.findings import Findings
 from learner.heldout import Plan
 from learner.imitation import FitMetrics
 from learner.methods import Material, Metrics, Task
@@ -365,7 +366,7 @@ def reward_data(snapshot: Snapshot, encoder: Encoder) -> RewardData:
         chosen, rejected = encoder.reply(prompt, pair.chosen), encoder.reply(prompt, pair.rejected)
         heldout = snapshot.split_of(pair) == "heldout"
         (data.heldout_pairs if heldout else data.pairs).append(
-            PairRow(chosen, rejected, pair.p, pair.weight, pair.kind)
+            PairRow(chosen, rejected, pair.p, pair.weight, pair.kind, tuple(sorted(pair.dimensions.items())))
         )
     for grade in snapshot.grades:
         prompt = encoder.prompt(grade.prompt_digest, grade.prompt)
@@ -408,13 +409,28 @@ def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     def on_step(loss: float, done: int, total: int) -> None:
         bench.setting.progress("reward model", done, total, f"loss {loss:.3f}")
 
-    model, losses = train_reward.train(
-        bench.trunk, data, reward_settings(bench.setting.learner, bench.seed), on_step
-    )
+    settings = reward_settings(bench.setting.learner, bench.seed)
+    earlier, before = earlier_reward(bench, run, data)
+    model, losses = train_reward.train(bench.trunk, data, settings, on_step, earlier)
     root = root_samples(bench, snapshot)
     train_reward.standardise(model, root)
     found = train_reward.report(model, data, losses, root)
-    train_reward.save(model, found, bench.folder / "reward")
+    folder = train_reward.save(model, found, bench.folder / "reward")
+    parents = {
+        "base model": store.base_digest(bench.setting.base_dir),
+        "reward model": earlier.parent.name if earlier else "none",
+    }
+    reward_card.write(
+        model,
+        data,
+        found,
+        settings,
+        folder,
+        run=run.run_id,
+        snapshot=str(run.snapshot),
+        parents=parents,
+        before=before,
+    )
     with feedback_store.opened(bench.setting.deployment.state) as state:
         disagreement.record(model, bench.encoder, state, run.run_id)
     ACCURACY.set(found.accuracy)
@@ -435,6 +451,22 @@ def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
         token_budget=learner.token_budget,
         seed=seed,
     )
+
+
+def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | None, Findings | None]:
+    """Where the last finished run left its reward model, and what this snapshot's held-out pairs say of it.
+
+    A conversation that is held out stays so in every snapshot. None without `reward_warm_start`, without an
+    earlier run, or where that run's model has another number of heads."""
+    learner = bench.setting.learner
+    done = [r for r in runs(bench.setting.deployment) if r.finished and r.run_id < run.run_id]
+    if not (learner.reward_warm_start and done):
+        return None, None
+    folder = bench.setting.folder(done[-1].run_id) / "reward"
+    model, _ = train_reward.load(bench.trunk, folder, learner.reward_uncertainty)
+    if len(model.heads.bias_K) != learner.reward_heads or model.heads.pooling != learner.reward_pooling:
+        return None, None
+    return folder, reward_card.measure(model, data.heldout_pairs)
 
 
 def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:

@@ -1,47 +1,17 @@
-"""Single stages by hand: a reward model from a file of pairs, a policy from one, an evaluation once more."""
+"""Single stages by hand: a policy from a reward model, an evaluation once more."""
 
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from feedback import snapshots
-from learner import methods, pair_files, train_reward, turn
+from learner import methods, train_reward, turn
 from learner.errors import DataError
 from learner.models import LanguageActor, Role, export_adapter, load_trunk
 from learner.report_table import find
 from learner.sampling import LocalSampler
-from learner.train_reward import RewardReport
-from learner.turn import Setting, material, reward_settings
+from learner.turn import Setting, material
 from ops.adapters import AdapterState
-
-
-def reward_from_pairs(setting: Setting, pairs: Path, out_dir: Path) -> RewardReport:
-    """Trains on the file's training rows, standardises on the base model's replies, writes to `out_dir`.
-
-    Raises: DataError naming the row and column of a hole; ModelError.
-    """
-    found = pair_files.read(pairs)
-    learner = setting.learner
-    trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed)
-    data = pair_files.reward_data(found, trunk.encoder)
-
-    def on_step(loss: float, done: int, total: int) -> None:
-        setting.progress("reward model", done, total, f"loss {loss:.3f}")
-
-    model, losses = train_reward.train(trunk, data, reward_settings(learner, learner.seed), on_step)
-    prompts = [row.chosen.prompt for row in data.pairs[: max(1, learner.root_samples // 4)]]
-    root = LocalSampler(trunk).sample(
-        Role.ROOT,
-        prompts,
-        n=4,
-        temperature=learner.temperature,
-        max_tokens=learner.max_reply_tokens,
-        seed=learner.seed,
-    )
-    train_reward.standardise(model, root)
-    report = train_reward.report(model, data, losses, root)
-    train_reward.save(model, report, out_dir)
-    return report
 
 
 def evaluate_again(setting: Setting, run_id: str | None, now: datetime) -> str:

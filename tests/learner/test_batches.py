@@ -130,26 +130,50 @@ def test_pairs_are_read_from_json_lines_gzip_and_parquet(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**GOOD, "rejected": None}, r"row 2, column 'rejected': missing"),
-        ({**GOOD, "messages": []}, r"row 2, column 'messages': missing or empty"),
-        ({**GOOD, "messages": [{"role": "user"}]}, r"row 2, column 'messages': a message needs"),
-        ({k: v for k, v in GOOD.items() if k != "messages"}, r"row 2, column 'prompt': missing"),
-        ({**GOOD, "p": 0.2}, r"row 2, column 'p': 0.2 is no number from 0.5 to 1"),
-        ({**GOOD, "weight": "much"}, r"row 2, column 'weight'"),
-        ({**GOOD, "weight": float("nan")}, r"row 2, column 'weight': nan"),
-        ({**GOOD, "split": "test"}, r"row 2, column 'split': 'test'"),
-        ([1], r"row 2: a pair is an object"),
+        ({**GOOD, "rejected": None}, r"line 2, column 'rejected': missing"),
+        ({**GOOD, "messages": []}, r"line 2, column 'messages': missing or empty"),
+        ({**GOOD, "messages": [{"role": "user"}]}, r"line 2, column 'messages': a message needs"),
+        ({k: v for k, v in GOOD.items() if k != "messages"}, r"line 2, column 'prompt': missing"),
+        ({**GOOD, "p": 0.2}, r"line 2, column 'p': 0.2 is no number from 0.5 to 1"),
+        ({**GOOD, "weight": "much"}, r"line 2, column 'weight'"),
+        ({**GOOD, "weight": float("nan")}, r"line 2, column 'weight': nan"),
+        ({**GOOD, "split": "test"}, r"line 2, column 'split': 'test'"),
+        ([1], r"line 2: a pair is an object"),
         ("{oops", r"line 2: no JSON"),
     ],
 )
-def test_a_hole_is_refused_with_its_row_and_column(tmp_path: Path, row: Any, message: str) -> None:
+def test_a_hole_is_refused_with_its_line_and_column(tmp_path: Path, row: Any, message: str) -> None:
     """Whoever made the file can go straight to the fault."""
     with pytest.raises(DataError, match=message):
         pair_files.read(write(tmp_path / "a.jsonl", GOOD, row))
 
 
+def test_a_line_is_counted_as_an_editor_counts_it(tmp_path: Path) -> None:
+    """Empty lines are skipped, and counted."""
+    with pytest.raises(DataError, match=r"line 3, column 'chosen'"):
+        pair_files.read(write(tmp_path / "a.jsonl", GOOD, "", {**GOOD, "chosen": 1}))
+
+
+def test_stages_of_one_conversation_are_held_out_together(tmp_path: Path) -> None:
+    """A later stage repeats the earlier ones: told apart, training would have seen held-out words."""
+    stages = [
+        [{"role": "user", "content": f"{i}"}, *([{"role": "assistant", "content": "a"}] * n)]
+        for i in range(50)
+        for n in range(3)
+    ]
+    found = pair_files.read(write(tmp_path / "a.jsonl", *({**GOOD, "messages": m} for m in stages)))
+    heldout = {pair.opening for pair in found if pair.heldout}
+    assert heldout and heldout.isdisjoint(pair.opening for pair in found if not pair.heldout)
+
+
 @pytest.mark.parametrize(
-    ("name", "content"), [("no.jsonl", None), ("bad.parquet", b"PAR1nothing"), ("bad.jsonl.gz", b"x")]
+    ("name", "content"),
+    [
+        ("no.jsonl", None),
+        ("bad.parquet", b"PAR1nothing"),
+        ("bad.jsonl.gz", b"x"),
+        ("cut.jsonl.gz", gzip.compress(b"\n" * 99)[:-9]),
+    ],
 )
 def test_an_unreadable_file_is_a_data_error(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
@@ -163,8 +187,8 @@ def test_an_empty_file_holds_no_pair(tmp_path: Path) -> None:
         pair_files.read(write(tmp_path / "a.jsonl"))
 
 
-def test_the_heldout_split_follows_from_the_prompt(tmp_path: Path) -> None:
-    """About a fifth, the same in every file that has the prompt."""
+def test_the_heldout_split_follows_from_how_a_conversation_begins(tmp_path: Path) -> None:
+    """About a fifth, the same in every file that has the conversation."""
     rows = [{**GOOD, "messages": [{"role": "user", "content": str(i)}]} for i in range(300)]
     whole = pair_files.read(write(tmp_path / "a.jsonl", *rows))
     half = pair_files.read(write(tmp_path / "b.jsonl", *rows[150:]))

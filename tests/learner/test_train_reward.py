@@ -187,6 +187,15 @@ def test_without_heldout_rows_the_report_claims_nothing(trained: tuple[RewardMod
     assert (found.pairs, found.accuracy, found.accuracy_low, found.accuracy_high) == (0, 0.5, 0.0, 1.0)
 
 
+def test_a_refresh_goes_on_from_the_earlier_model(fresh_trunk: Callable[[], Trunk], tmp_path: Path) -> None:
+    """Its first loss is where the earlier run's last one was, far below ln 2; a fresh model's is not."""
+    model, losses = train(fresh_trunk(), DATA, SMALL)
+    standardise(model, ROOT)
+    save(model, report(model, DATA, losses, ROOT), tmp_path)
+    _, refreshed = train(fresh_trunk(), DATA, replace(SMALL, epochs=1), earlier=tmp_path)
+    assert refreshed[0] < 0.5 * math.log(2) < losses[0]
+
+
 def test_a_folder_without_a_reward_model_is_refused(trunk: Trunk, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no reward model"):
         load(trunk, tmp_path, 0.5)

@@ -1,6 +1,7 @@
 """A whole turn of the loop on a tiny model: from events to a registered candidate, killed at any stage."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import turn
+from learner import pair_files, reward_from_file, turn
 from learner.config import Learner
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
@@ -113,6 +114,9 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert candidate.name == f"run-0001-{candidate.sha256[:8]}"
     assert (candidate.run_id, candidate.snapshot) == ("run-0001", run.snapshot)
     assert candidate.reward_model == "run-0001/reward"
+    card = msgspec.json.decode((setting.folder("run-0001") / "reward" / "card.json").read_bytes())
+    assert card["origin"]["data"] == candidate.snapshot
+    assert card["origin"]["parents"]["base model"] == candidate.base_sha256
     assert candidate.base_sha256 == adapter_store.base_digest(setting.base_dir)
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
@@ -218,15 +222,20 @@ def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
 
 @pytest.mark.slow
 def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
-    """The candidate's parent is what serves, its gain is measured against that, KL still against the root."""
+    """The candidate's parent is what serves, its gain is measured against that, KL still against the root.
+    The reward model goes on from the last one, if it shall."""
     from ops.traffic import TrafficTable
 
     first = turn.take_turn(setting, now)
     registry.set_traffic(
         TrafficTable(revision=1, stable=str(first.adapter)), expected_revision=0, by="test", at=NOW
     )
-    second = turn.take_turn(setting, now)
+    warm = msgspec.structs.replace(LEARNER, reward_warm_start=True)
+    second = turn.take_turn(turn.Setting(**{**vars(setting), "learner": warm}), now)
     candidate = registry.get(str(second.adapter))
+    card = msgspec.json.decode((setting.folder("run-0002") / "reward" / "card.json").read_bytes())
+    assert card["origin"]["parents"]["reward model"] == "run-0001"
+    assert any(note.startswith("the model that it went on from") for note in card["notes"])
     assert candidate.parent == first.adapter
     assert candidate.report is not None
     assert candidate.report.baseline == first.adapter
@@ -378,7 +387,8 @@ def test_refusals_are_one_line_and_status_two(
 def test_pairs_in_a_file_train_a_reward_model(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`learn reward --pairs FILE` reports accuracy with its interval, and names the hole in a bad file."""
+    """`learn reward --pairs FILE` reports every scorer's accuracy; read again they score the same.
+    A hole in a file is named."""
     monkeypatch.setenv("RATCHET_DEPLOYMENT_BASE_MODEL", str(tiny_base))
     monkeypatch.setenv("RATCHET_LEARNER_MAX_REPLY_TOKENS", "8")
     rows = [
@@ -387,9 +397,28 @@ def test_pairs_in_a_file_train_a_reward_model(
     ]
     good = tmp_path / "pairs.jsonl"
     good.write_bytes(b"\n".join(msgspec.json.encode(r) for r in rows))
-    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", str(tmp_path / "reward")], None) == 0
-    assert "held-out accuracy" in capsys.readouterr().out
-    assert (tmp_path / "reward" / "report.json").is_file()
+    folder = str(tmp_path / "reward")
+    assert cli.main(["learn", "reward", "--pairs", str(good), "--out", folder], None) == 0
+    shown = capsys.readouterr().out
+    for scorer in ("reward model", "n-grams", "bag of words", "blend"):
+        assert re.search(rf"{scorer} +\d\.\d{{3}} \[", shown), shown
+    for name in ("report.json", "card.md", "card.json", "length.png", "n-grams/card.md"):
+        assert (tmp_path / "reward" / name).is_file()
+    trained = msgspec.json.decode((tmp_path / "reward" / "comparison.json").read_bytes())
+    kept = [pair for pair in pair_files.read(good) if pair.heldout]
+    again = tmp_path / "again.jsonl"
+    again.write_bytes(
+        b"\n".join(
+            msgspec.json.encode({"messages": p.prompt, "chosen": p.chosen, "rejected": p.rejected})
+            for p in kept
+        )
+    )
+    reader = turn.Setting(
+        deployment=Deployment(), pipeline=Pipeline(), learner=LEARNER, base_dir=tiny_base, engine_urls=[]
+    )
+    found = reward_from_file.evaluate(reader, tmp_path / "reward", again)
+    for before, after in zip(trained["results"], found.results, strict=True):
+        assert after.findings.margins == pytest.approx(before["findings"]["margins"], abs=1e-3)
     good.write_bytes(msgspec.json.encode({**rows[0], "chosen": None}))
     assert cli.main(["learn", "reward", "--pairs", str(good)], None) == 2
-    assert "row 1, column 'chosen'" in capsys.readouterr().err
+    assert "line 1, column 'chosen'" in capsys.readouterr().err
