@@ -5,6 +5,7 @@ import pytest
 from tests import reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(reference.PAGES))
 def test_reference_page_says_what_the_code_says(name: str) -> None:
     """`make docs` was forgotten when this fails."""

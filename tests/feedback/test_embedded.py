@@ -240,6 +240,7 @@ def test_a_log_of_a_later_release_is_refused(log: EmbeddedLog, path: Path) -> No
         old_release.end(Topic.TURNS, 0)
 
 
+@pytest.mark.slow
 def test_the_write_ahead_log_is_emptied_as_it_grows(log: EmbeddedLog, path: Path) -> None:
     """Automatic checkpoints are off, so ours must happen: 10,000 entries of 1 kB would otherwise pile up."""
     for start in range(0, 10_000, 500):
@@ -386,6 +387,7 @@ for i in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_refuses_and_keeps_what_it_has(path: Path) -> None:
     """A quota: the write fails with EFBIG, which SQLite does not report as a full disk."""
     limit = 300_000

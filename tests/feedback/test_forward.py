@@ -165,6 +165,7 @@ def test_the_gauges_show_how_much_waits_and_since_when(tmp_path: Path) -> None:
         assert gauge("ratchet_feedback_outbox_oldest_seconds", Topic.TURNS) == 0
 
 
+@pytest.mark.slow
 def test_running_goes_on_after_failures_and_stops_when_told(outbox: EmbeddedLog) -> None:
     """An outage is waited out; stopping does not wait for the next look."""
     fill(outbox, 4)
@@ -201,6 +202,7 @@ def test_a_backlog_is_moved_without_pauses(outbox: EmbeddedLog) -> None:
     assert len(log.taken) == 1200
 
 
+@pytest.mark.slow
 def test_a_log_that_stays_down_is_asked_less_and_less_often(outbox: EmbeddedLog) -> None:
     """Half a second, then twice as long each time; the wait ends at once when told to stop."""
     fill(outbox, 1)

@@ -507,6 +507,7 @@ class Flaky:
         return self.log.ends(places)
 
 
+@pytest.mark.slow
 def test_a_log_out_of_reach_is_waited_for(log, state):
     before = metric("ratchet_feedback_stalls_total")
     append(log, *EVENTS)

@@ -55,6 +55,7 @@ def test_nothing_weighs_nothing() -> None:
     assert reweigh(before, clip=10.0) == before
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.floats(0.01, 1.0), st.floats(0.001, 1.0)), min_size=1, max_size=20),
     st.floats(1.0, 100.0),

@@ -92,6 +92,7 @@ def test_no_pair_says_nothing() -> None:
     assert found.temperature == 1.0
 
 
+@pytest.mark.slow
 def test_a_card_says_where_a_model_comes_from(tmp_path: Path) -> None:
     """For people as Markdown with pictures, for programs as JSON."""
     origin = model_card.Origin(

@@ -222,8 +222,9 @@ def passes(result: tuple[float, float]) -> bool:
     return gain >= 0.98 and kl <= 0.01
 
 
-@pytest.mark.parametrize("with_ends", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("group_baseline", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_ends", [False, True])
+@pytest.mark.parametrize("group_baseline", [False, True])
 def test_ppo_finds_the_best_policy(with_ends: bool, group_baseline: bool) -> None:
     """The loop as it runs in production reaches the closed-form optimum, replies of one length or of any."""
     p, ppo = problem(with_ends=with_ends), replace(SETTINGS, group_baseline=group_baseline)

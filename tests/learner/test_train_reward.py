@@ -187,6 +187,7 @@ def test_without_heldout_rows_the_report_claims_nothing(trained: tuple[RewardMod
     assert (found.pairs, found.accuracy, found.accuracy_low, found.accuracy_high) == (0, 0.5, 0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_refresh_goes_on_from_the_earlier_model(fresh_trunk: Callable[[], Trunk], tmp_path: Path) -> None:
     """Its first loss is where the earlier run's last one was, far below ln 2; a fresh model's is not."""
     model, losses = train(fresh_trunk(), DATA, SMALL)

@@ -187,6 +187,7 @@ def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
 # --- making and fine-tuning
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_weights(tiny: Path, tmp_path: Path) -> None:
     base.make(tmp_path / "again", TINY, progress=False)
     base.make(tmp_path / "other", msgspec.structs.replace(TINY, seed=18), progress=False)

@@ -322,6 +322,7 @@ def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: t
     assert snapshots.listed(setting.deployment.snapshots_dir)
 
 
+@pytest.mark.slow
 def test_the_daemon_survives_a_failing_turn_and_waits_longer_each_time(setting: turn.Setting) -> None:
     """The engines are down: the run stays unfinished, to be continued when they are back."""
     waits: list[float] = []
@@ -384,6 +385,7 @@ def test_refusals_are_one_line_and_status_two(
     assert "no runs yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pairs_in_a_file_train_a_reward_model(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

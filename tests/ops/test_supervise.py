@@ -135,6 +135,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     """SIGKILL leaves no time to clean up: the kernel tells the children."""

@@ -112,6 +112,7 @@ async def simulated(service: Service, port: int, habits: Habits, **options: Any)
         return await users.run(url, "key", habits=habits, **arguments)
 
 
+@pytest.mark.slow
 async def test_silent_users_ask_and_leave(free_port: int) -> None:
     """The least a user does: one question each, from the split, streaming or not, with its name."""
     service = Service(good)
@@ -124,6 +125,7 @@ async def test_silent_users_ask_and_leave(free_port: int) -> None:
     assert {"x-ratchet-conversation" in headers for headers in service.headers} == {True, False}
 
 
+@pytest.mark.slow
 async def test_the_report_holds_the_true_utility_of_every_first_reply(free_port: int) -> None:
     service = Service(good)
     report = await simulated(service, free_port, SILENT)
@@ -192,6 +194,7 @@ async def test_of_two_replies_side_by_side_the_better_is_picked_and_kept(
     assert {"chatcmpl-1", "chatcmpl-1-second"} <= set(report.received)
 
 
+@pytest.mark.slow
 async def test_nobody_answers_before_having_read(free_port: int) -> None:
     """The pipeline drops answers that came too fast; 15 words of `bad` at 100 a second are 0.15 s."""
     service = Service(good)
@@ -225,6 +228,7 @@ async def test_an_explicit_edit_is_sent_as_feedback(free_port: int) -> None:
     assert signal["text"] == helpdesk.improved(question, bad([]))
 
 
+@pytest.mark.slow
 async def test_complaints_go_on_with_the_conversation(free_port: int) -> None:
     service = Service(bad)
     report = await simulated(service, free_port, msgspec.structs.replace(SILENT, complain=1e9, turns=2))
@@ -236,6 +240,7 @@ async def test_complaints_go_on_with_the_conversation(free_port: int) -> None:
     assert [text for text in said if text.startswith(helpdesk.MISUNDERSTOOD)]
 
 
+@pytest.mark.slow
 async def test_failed_requests_are_counted_and_end_the_conversation(free_port: int) -> None:
     """Nothing is retried: the demo promises that no request failed, so each must be seen."""
     report = await simulated(Service(good, status=503), free_port, users.HABITS)
@@ -285,6 +290,7 @@ async def test_probabilities_are_probabilities() -> None:
         assert 0.0 <= value <= 1.0 or name in ("turns", "words_per_s")
 
 
+@pytest.mark.slow
 def test_simulate_prints_the_report_and_its_status(
     free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def test_one_owners_conversations_are_not_anothers(gateway: Running) -> None:
     assert salts[0] != salts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_client_that_leaves_ends_the_engines_work(gateway: Running, stream: bool) -> None:
     """An abandoned reply costs no more tokens, and what was sent is recorded as aborted."""

@@ -116,6 +116,7 @@ def test_no_engine_is_503_at_once(start: Start, stream: bool) -> None:
     assert response.headers["retry-after"] == "2"
 
 
+@pytest.mark.slow
 def test_hanging_engine_is_given_up(start: Start, engine_url: str) -> None:
     gateway = start(stall_timeout_s=0.2, reply_timeout_s=0.3)
     gateway.engine.script = Script(first_delay_s=30)
