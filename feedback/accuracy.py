@@ -95,17 +95,21 @@ def fit(grades: Iterable[Grade], pairs: Iterable[Pair]) -> Fit:
     """One posterior for every fitted kind and tier.
 
     A grade agrees with gold when it likes the better or dislikes the worse reply, a pair when it prefers the
-    same one. Gold counts by its confidence, |2p - 1|. No account is measured by its own gold.
+    same one. Gold counts by its confidence, |2p - 1|, and what it says of a reply counts once, however many
+    grades that reply got. No account is measured by its own gold.
     """
     graded = sorted(grades, key=lambda g: g.grade_id)
     paired = sorted(pairs, key=lambda p: p.pair_id)
     ruler, tiers = _ruler(graded, paired), tiers_of([*graded, *paired])
     seen: dict[tuple[SignalKind, Tier], list[float]] = defaultdict(list)
+    of_reply: dict[tuple[SignalKind, Tier, _Reply], list[float]] = defaultdict(list)
     for g in graded:
         if g.kind in PRIORS and g.p != 0.5:
-            side = 1.0 if g.p > 0.5 else -1.0
-            known = ruler.replies.get((g.prompt_digest, plain(g.reply)), ())
-            seen[g.kind, tiers[g.user]].append(side * _verdict(known, g.user))
+            side, reply = 1.0 if g.p > 0.5 else -1.0, (g.prompt_digest, plain(g.reply))
+            verdict = side * _verdict(ruler.replies.get(reply, ()), g.user)
+            of_reply[g.kind, tiers[g.user], reply].append(verdict)
+    for (kind, tier, _), verdicts in of_reply.items():
+        seen[kind, tier].append(fsum(verdicts) / len(verdicts))
     for p in paired:
         if p.kind in PRIORS and not gold(p):
             seen[p.kind, tiers[p.user]].append(_verdict(ruler.pairs.get(_sides(p), ()), p.user))

@@ -138,7 +138,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=420.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=560.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")

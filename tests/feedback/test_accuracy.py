@@ -102,6 +102,14 @@ def test_little_gold_moves_the_prior_by_its_share():
     assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).mean == 0.826087
 
 
+def test_what_gold_says_of_a_reply_counts_once():
+    """A reply that lost one comparison and has twenty thumbs up is one answer: (18 + 1) / 22 = 0.863636."""
+    gold = [preferred(n, about=n, who=f"judge{n}") for n in range(2)]
+    thumbs = [grade(n, about=0, reply="Bad.", up=True, who=f"u{n}") for n in range(20)]
+    thumbs.append(grade(20, about=1, reply="Good.", up=True, who="u20"))
+    assert of(accuracy.fit(thumbs, gold), SignalKind.THUMB).mean == 0.863636
+
+
 def test_outcomes_are_fitted_by_their_own_prior():
     """Five right, five wrong: (20 * 0.8 + 5) / 30 = 0.7, so 0.8 becomes 0.5 + 0.3 * 0.4 / 0.6 = 0.7."""
     gold = [preferred(n, about=n, who=f"judge{n}") for n in range(10)]
