@@ -172,7 +172,7 @@ def test_stages_of_one_conversation_are_held_out_together(tmp_path: Path) -> Non
         ("no.jsonl", None),
         ("bad.parquet", b"PAR1nothing"),
         ("bad.jsonl.gz", b"x"),
-        ("cut.jsonl.gz", gzip.compress(b"\n" * 99)[:-9]),
+        ("cut.jsonl.gz", gzip.compress(b"\n" * 99, mtime=0)[:-9]),
     ],
 )
 def test_an_unreadable_file_is_a_data_error(tmp_path: Path, name: str, content: bytes | None) -> None:
