@@ -229,7 +229,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, verb: tuple[str, .
 
 
 @pytest.mark.slow
-def test_a_pair_file_with_holes_names_row_and_column(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_pair_file_with_holes_names_line_and_column(tmp_path: Path, tiny_base: Path) -> None:
     """Before anything is trained, and nothing is left behind."""
     sound = {"prompt": "How?", "chosen": "So.", "rejected": "Not so."}
     pairs = tmp_path / "pairs.jsonl"
@@ -237,7 +237,7 @@ def test_a_pair_file_with_holes_names_row_and_column(tmp_path: Path, tiny_base: 
     config = configure(tmp_path, Deployment(data_dir=tmp_path / "data", base_model=str(tiny_base)))
     refused = run(config, "learn", "reward", "--pairs", str(pairs), "--out", str(tmp_path / "reward"))
     assert refused.returncode == 2
-    assert f"{pairs}, row 3, column 'rejected'" in only_line(refused.stderr)
+    assert f"{pairs}, line 3, column 'rejected'" in only_line(refused.stderr)
     assert not (tmp_path / "reward").exists()
 
 
