@@ -57,6 +57,11 @@ ROLLOUT = {
     "max_kl_root_nats": 1e6,
     "max_length_ratio": 1e6,
     "max_well_formed_loss": 2.0,
+    "min_win_rate": 0.0,
+    "max_capability_loss": 1.0,
+    "max_refusal_rise": 1.0,
+    "max_sycophancy_rise": 1.0,
+    "max_canary_shift": 2.0,
     "metrics_port": 0,
 }
 
