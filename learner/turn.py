@@ -296,6 +296,7 @@ class Bench:
     baseline: Role
     """Role of the adapter that the candidate would replace: PARENT, or ROOT when that one does nothing."""
     loaded: Snapshot | None = None
+    tokenised: Material | None = None
     reward: tuple[RewardModel, RewardReport] | None = None
 
     @property
@@ -351,6 +352,12 @@ def snapshot_of(bench: Bench, run: Run) -> Snapshot:
     return bench.loaded
 
 
+def material_of(bench: Bench, run: Run) -> Material:
+    if bench.tokenised is None:
+        bench.tokenised = material(snapshot_of(bench, run), bench.encoder, bench.setting.learner)
+    return bench.tokenised
+
+
 def reward_of(bench: Bench) -> tuple[RewardModel, RewardReport]:
     if bench.reward is None:
         uncertainty = bench.setting.learner.reward_uncertainty
@@ -397,14 +404,14 @@ def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
     bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
     # refuse now, not after the training
-    methods.require(s.learner.method, material(bench.loaded, bench.encoder, s.learner))
+    methods.require(s.learner.method, material_of(bench, run))
     prompts_of(bench.loaded, bench.encoder, "heldout", s.learner.max_prompt_tokens)
     return {"snapshot": manifest.name}
 
 
 def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     snapshot = snapshot_of(bench, run)
-    data = reward_data(snapshot, bench.encoder)
+    data = material_of(bench, run).data
 
     def on_step(loss: float, done: int, total: int) -> None:
         bench.setting.progress("reward model", done, total, f"loss {loss:.3f}")
@@ -495,7 +502,7 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
         actor=bench.actor,
         sampler=bench.sampler,
         scorer=reward,
-        material=material(snapshot_of(bench, run), bench.encoder, learner),
+        material=material_of(bench, run),
         learner=learner,
         seed=bench.seed,
         fingerprint=run.fingerprint,
