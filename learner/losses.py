@@ -104,12 +104,3 @@ def grade_loss(score_BK: Tensor, bias_K: Tensor, p_B: Tensor, weight_BK: Tensor)
     Args: score_BK; bias_K, one per head, learned; p_B, probability that the reply is good; weight_BK ≥ 0.
     """
     return preference_loss(score_BK + bias_K, p_B, weight_BK)
-
-
-def token_logprobs(logits_NV: Tensor, ids_N: Tensor, temperature: float) -> Tensor:
-    """Log-probability (nats) of each id at the sampling temperature: the *logits* are divided, in float32.
-
-    Returns: logprobs_N = logits[id]/τ − logsumexp(logits/τ).
-    """
-    scaled_NV = logits_NV.float() / temperature
-    return scaled_NV.gather(1, ids_N[:, None]).squeeze(1) - scaled_NV.logsumexp(dim=1)

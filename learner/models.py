@@ -22,7 +22,7 @@ from learner.batches import Batch, Encoder, Sample, collate, length_mask
 from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
 from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
-from learner.losses import token_logprobs
+from learner.output_layer import OutputLayer
 from learner.packing import Packing, pack
 
 PACKED_SHARE = 0.9
@@ -55,8 +55,9 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
-        self.logit_scale = logit_scale(self.causal_lm.config)
-        self.softcap: float | None = getattr(self.causal_lm.config, "final_logit_softcapping", None)
+        config = self.causal_lm.config
+        softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.output = OutputLayer(self.lm_head, logit_scale(config), softcap)
 
     @property
     def device(self) -> torch.device:
@@ -156,10 +157,7 @@ class Trunk:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""
-        logits_NV: Tensor = self.lm_head(hidden_NH).float()
-        if self.logit_scale != 1.0:
-            logits_NV = logits_NV * self.logit_scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        return self.output.logits(hidden_NH)
 
 
 def response_states(hidden_BLH: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +190,7 @@ class LanguageActor:
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         hidden_NH, ids_N, mask_BT = response_states(*self.trunk.hidden(samples))
-        logprobs_N = token_logprobs(self.trunk.logits(hidden_NH), ids_N, self.temperature)
+        logprobs_N = self.trunk.output.logprobs(hidden_NH, ids_N, self.temperature)
         values_N = self.value_head(hidden_NH.detach().float()).squeeze(1)
         return spread(logprobs_N, mask_BT), spread(values_N, mask_BT)
 

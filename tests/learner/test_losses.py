@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.batches import length_mask
-from learner.losses import grade_loss, k1, k2, k3, policy_loss, preference_loss, token_logprobs, value_loss
+from learner.losses import grade_loss, k1, k2, k3, policy_loss, preference_loss, value_loss
 
 ONE_TOKEN = torch.ones(1, 1, dtype=torch.bool)
 
@@ -131,12 +131,6 @@ def test_grades_are_cross_entropy_on_score_plus_bias() -> None:
     """r = 1, b = −3, p = 0: −log(1 − σ(−2)) = log(1 + e⁻²) = 0.126928."""
     loss = grade_loss(torch.tensor([[1.0]]), torch.tensor([-3.0]), torch.tensor([0.0]), torch.ones(1, 1))
     assert float(loss) == pytest.approx(0.126928, abs=1e-6)
-
-
-def test_temperature_divides_logits() -> None:
-    """Logits (2, 0) at τ = 2: log σ(1) = −0.313262. Dividing log-probabilities instead would give −0.063."""
-    found = token_logprobs(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 2.0)
-    assert float(found) == pytest.approx(-0.313262, abs=1e-6)
 
 
 def kl_gradients() -> dict[str, Tensor]:
