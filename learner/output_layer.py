@@ -2,7 +2,7 @@
 
 With a vocabulary of 150,000 the logits of a micro-batch are by far the largest tensor of an update, and
 autograd keeps several of that size. But a token's log-probability is one number, and what it sends back into
-the trunk one vector; both come from a running softmax over blocks of the vocabulary, which are dropped at once.
+the trunk one vector; both come from a running softmax over blocks of the vocabulary, dropped at once.
 
 Legend: N tokens, C tokens at a time, H hidden size, V vocabulary, W a block of it.
 """
