@@ -4,7 +4,7 @@ Three implementations of one seam: `LocalSampler` decodes with the trainer's own
 the serving engines, where the adapter being trained is loaded under a name that is never used twice;
 `MainSampler` gives one process's replies to all of a launch. None ever re-tokenises text.
 
-Legend: B samples, V vocabulary.
+Legend: B samples, P prompts, V vocabulary.
 """
 
 import hashlib
@@ -100,38 +100,50 @@ class LocalSampler:
         from transformers import DynamicCache
 
         device = self.trunk.device
-        ids_BL, mask_BL = _left_padded(prompts, self.trunk.pad_id)
-        ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
         stop_E = torch.tensor(self.trunk.encoder.eos_ids, device=device)
-        places_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.trunk.causal_lm.config)
         rows_B = torch.arange(len(prompts), device=device)
         drawn_BT = torch.full((len(prompts), max_tokens), self.trunk.pad_id, device=device)
         logprobs_BT = torch.zeros(len(prompts), max_tokens, device=device)
         lengths_B = torch.full((len(prompts),), max_tokens, device=device)
+        cache = DynamicCache(config=self.trunk.causal_lm.config)
+        last_BH, mask_BL, places_B1 = self._read(prompts, cache)
         for t in range(max_tokens):
-            out = self.trunk.backbone(
-                input_ids=ids_BL,
-                attention_mask=mask_BL,
-                position_ids=places_BL,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            log_BV = torch.log_softmax(self.trunk.logits(out.last_hidden_state[:, -1]) / temperature, dim=-1)
-            next_B = torch.multinomial(log_BV.exp(), 1, generator=generator).squeeze(1)
+            log_BV = torch.log_softmax(self.trunk.logits(last_BH) / temperature, dim=-1)
+            next_B = draw(log_BV.exp(), generator)
             drawn_BT[rows_B, t] = next_B
             logprobs_BT[rows_B, t] = log_BV.gather(1, next_B[:, None]).squeeze(1)
             ended_B = torch.isin(next_B, stop_E)
             lengths_B[rows_B[ended_B]] = t + 1
             going_B = (~ended_B).nonzero().squeeze(1)
-            if len(going_B) == 0:
+            if len(going_B) == 0 or t + 1 == max_tokens:
                 break
             if len(going_B) < len(rows_B):
                 cache.batch_select_indices(going_B)
-            rows_B, ids_BL = rows_B[going_B], next_B[going_B, None]
-            places_BL = places_BL[going_B, -1:] + 1
+            rows_B, next_B, places_B1 = rows_B[going_B], next_B[going_B], places_B1[going_B] + 1
             mask_BL = torch.cat([mask_BL[going_B], mask_BL.new_ones(len(going_B), 1)], dim=1)
+            last_BH = self._states(next_B[:, None], mask_BL, places_B1, cache)[:, -1]
         return self._cut(prompts, drawn_BT.tolist(), logprobs_BT.tolist(), lengths_B.tolist())
+
+    def _read(self, prompts: Sequence[Prompt], cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Each row's last state, mask and last place; a prompt of several replies is read once."""
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        ids_PL, mask_PL = (t.to(self.trunk.device) for t in _left_padded(list(place), self.trunk.pad_id))
+        places_PL = (mask_PL.cumsum(1) - 1).clamp(min=0)
+        last_PH = self._states(ids_PL, mask_PL, places_PL, cache)[:, -1]
+        own_B = torch.tensor([place[prompt] for prompt in prompts], device=self.trunk.device)
+        cache.batch_select_indices(own_B)
+        return last_PH[own_B], mask_PL[own_B], places_PL[own_B, -1:]
+
+    def _states(self, ids_BL: Tensor, mask_BL: Tensor, places_BL: Tensor, cache: Any) -> Tensor:
+        out = self.trunk.backbone(
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            position_ids=places_BL,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden_BLH: Tensor = out.last_hidden_state
+        return hidden_BLH
 
     def _cut(
         self,
@@ -150,6 +162,18 @@ class LocalSampler:
 
     def close(self) -> None:
         pass
+
+
+def draw(weights_BV: Tensor, generator: torch.Generator) -> Tensor:
+    """One id per row, with a probability in proportion to its weight.
+
+    By the inverse of the cumulative distribution: `torch.multinomial` draws a random number for every entry
+    of the vocabulary, which takes longer than all else about the softmax.
+    """
+    sums_BV = weights_BV.cumsum(1, dtype=torch.float64)
+    level_B = torch.rand(len(sums_BV), dtype=torch.float64, device=sums_BV.device, generator=generator)
+    found_B1 = torch.searchsorted(sums_BV, level_B[:, None] * sums_BV[:, -1:], right=True)
+    return found_B1.squeeze(1).clamp(max=sums_BV.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:

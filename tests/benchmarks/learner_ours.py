@@ -6,6 +6,7 @@
 import math
 import sys
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from learner import train_policy, train_reward
 from learner.batches import PairRow, Prompt, RewardData, Sample
 from learner.models import LanguageActor, Role, Trunk, export_adapter, load_adapter, load_trunk
 from learner.sampling import LocalSampler
-from tests.benchmarks.learner_task import Meter, Task, Turns, dtype, matmul_rate, start
+from tests.benchmarks.learner_task import Meter, Task, Turns, dtype, matmul_rate, preload, start
 
 JUDGED_REPLIES = 8
 """Replies to each held-out prompt."""
@@ -39,7 +40,7 @@ def reward_model(trunk: Trunk, task: Task) -> train_reward.RewardModel:
 
 def budget(task: Task) -> int:
     """Tokens of as many rows as TRL's passes have."""
-    return task.micro * (max(map(len, task.prompts)) + task.reply_tokens)
+    return task.micro * (round(median(map(len, task.prompts))) + task.reply_tokens)
 
 
 def reward(task: Task, turns: Turns, meter: Meter) -> None:
@@ -160,6 +161,7 @@ def judge(task: Task, turns: Turns, adapters: list[Path]) -> None:
 
 def main(arguments: list[str]) -> None:
     what, task = start(arguments)
+    preload()
     turns, meter = Turns(), Meter()
     adapters = [Path(a) for a in arguments[3:]]
     if what == "reward":

@@ -1,6 +1,6 @@
 """What both sides of `bench-learner` are given, how they take turns and how they are measured.
 
-Ratchet's process and TRL's, which has another environment, import this: torch and the standard library only.
+Ratchet's process and TRL's, which has another environment, import this: nothing of either's.
 """
 
 import json
@@ -104,6 +104,17 @@ class Meter:
         return torch.cuda.max_memory_allocated() if self.gpu else _status("VmHWM") - self._idle
 
 
+def preload() -> None:
+    """Imports that loading a model makes, so that they count for neither side."""
+    import peft  # noqa: F401
+    from transformers import (  # noqa: F401
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        Qwen2ForCausalLM,
+        Qwen2ForSequenceClassification,
+    )
+
+
 def _status(name: str) -> int:
     """Bytes of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -114,10 +125,11 @@ def matmul_rate(meter: Meter, rows: int, inner: int, columns: int, dtype: torch.
     """FLOP/s of a plain matrix product of this shape, the best of five: what the machine can do."""
     device = "cuda" if meter.gpu else "cpu"
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((rows, inner), (columns, inner)))
+    c = a @ b.T  # its pages are there before the clock runs
     seconds = []
     for _ in range(5):
         start = meter.now()
-        a @ b.T
+        torch.mm(a, b.T, out=c)
         seconds.append(meter.now() - start)
     return 2 * rows * inner * columns / min(seconds)
 
@@ -127,5 +139,5 @@ def dtype() -> torch.dtype:
 
 
 def start(arguments: Sequence[str]) -> tuple[str, Task]:
-    """What to do, and with which task."""
+    """What to do, and with which task: the command line's words."""
     return arguments[1], Task.load(arguments[2])

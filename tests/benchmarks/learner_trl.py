@@ -18,7 +18,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from tests.benchmarks.learner_task import Meter, Task, Turns, dtype, start
+from tests.benchmarks.learner_task import Meter, Task, Turns, dtype, preload, start
 
 
 class Pace(TrainerCallback):
@@ -71,9 +71,11 @@ def scorer(folder: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype())
 
 
-def train_reward(task: Task, pace: Pace, folder: Path) -> None:
+def train_reward(task: Task, turns: Turns, folder: Path) -> None:
     from trl import RewardConfig, RewardTrainer
 
+    preload()
+    pace = Pace(turns, Meter())
     rows = {
         "chosen_ids": [prompt + chosen for prompt, chosen, _ in task.pairs],
         "rejected_ids": [prompt + rejected for prompt, _, rejected in task.pairs],
@@ -95,9 +97,11 @@ def train_reward(task: Task, pace: Pace, folder: Path) -> None:
     ).train()
 
 
-def train_policy(task: Task, pace: Pace, folder: Path, adapter: Path) -> None:
+def train_policy(task: Task, turns: Turns, folder: Path, adapter: Path) -> None:
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
+    preload()
+    pace = Pace(turns, Meter())
     sample, whiten, meter = ppo_trainer.batch_generation, ppo_trainer.masked_whiten, pace.meter
     marks: dict[str, float] = {}
 
@@ -158,13 +162,13 @@ def train_policy(task: Task, pace: Pace, folder: Path, adapter: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     what, task = start(arguments)
-    pace = Pace(Turns(), Meter())
+    turns = Turns()
     folder = Path(arguments[2]).parent / f"trl-{what}"
     if what == "reward":
-        train_reward(task, pace, folder)
+        train_reward(task, turns, folder)
     else:
-        train_policy(task, pace, folder, Path(arguments[3]))
-    pace.turns.say(done=True)
+        train_policy(task, turns, folder, Path(arguments[3]))
+    turns.say(done=True)
 
 
 if __name__ == "__main__":
