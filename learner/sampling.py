@@ -36,6 +36,8 @@ PREFIX = "learner-"
 REQUEST_TIMEOUT_S = 120.0
 STREAMS_PER_REPLICA = 16
 ROWS_AT_ONCE = 256
+KEPT_SHARE = 0.75
+"""Replies that have ended are decoded along until so few go on: leaving rows out copies the cache."""
 
 
 class Sampler(Protocol):
@@ -102,6 +104,7 @@ class LocalSampler:
         device = self.trunk.device
         stop_E = torch.tensor(self.trunk.encoder.eos_ids, device=device)
         rows_B = torch.arange(len(prompts), device=device)
+        ended_B = torch.zeros_like(rows_B, dtype=torch.bool)
         drawn_BT = torch.full((len(prompts), max_tokens), self.trunk.pad_id, device=device)
         logprobs_BT = torch.zeros(len(prompts), max_tokens, device=device)
         lengths_B = torch.full((len(prompts),), max_tokens, device=device)
@@ -112,15 +115,18 @@ class LocalSampler:
             next_B = draw(log_BV.exp(), generator)
             drawn_BT[rows_B, t] = next_B
             logprobs_BT[rows_B, t] = log_BV.gather(1, next_B[:, None]).squeeze(1)
-            ended_B = torch.isin(next_B, stop_E)
-            lengths_B[rows_B[ended_B]] = t + 1
+            ending_B = torch.isin(next_B, stop_E) & ~ended_B
+            lengths_B[rows_B[ending_B]] = t + 1
+            ended_B = ended_B | ending_B
             going_B = (~ended_B).nonzero().squeeze(1)
             if len(going_B) == 0 or t + 1 == max_tokens:
                 break
-            if len(going_B) < len(rows_B):
+            if len(going_B) <= KEPT_SHARE * len(rows_B):
                 cache.batch_select_indices(going_B)
-            rows_B, next_B, places_B1 = rows_B[going_B], next_B[going_B], places_B1[going_B] + 1
-            mask_BL = torch.cat([mask_BL[going_B], mask_BL.new_ones(len(going_B), 1)], dim=1)
+                rows_B, ended_B, next_B = rows_B[going_B], ended_B[going_B], next_B[going_B]
+                mask_BL, places_B1 = mask_BL[going_B], places_B1[going_B]
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
+            places_B1 = places_B1 + 1
             last_BH = self._states(next_B[:, None], mask_BL, places_B1, cache)[:, -1]
         return self._cut(prompts, drawn_BT.tolist(), logprobs_BT.tolist(), lengths_B.tolist())
 

@@ -6,7 +6,6 @@
 import math
 import sys
 from pathlib import Path
-from statistics import median
 
 import torch
 from safetensors.torch import load_file
@@ -39,8 +38,8 @@ def reward_model(trunk: Trunk, task: Task) -> train_reward.RewardModel:
 
 
 def budget(task: Task) -> int:
-    """Tokens of as many rows as TRL's passes have."""
-    return task.micro * (round(median(map(len, task.prompts))) + task.reply_tokens)
+    """Tokens of a pass, padding included: at most those of one of TRL's."""
+    return task.micro * (max(map(len, task.prompts)) + task.reply_tokens)
 
 
 def reward(task: Task, turns: Turns, meter: Meter) -> None:
