@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -68,22 +68,25 @@ def side(python: str, module: str, what: str, task: Path, *adapters: Path) -> It
         process.wait()
 
 
-def in_turn(
-    what: str, task: Path, peer: str, steps: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What both sides said when they were ready, then after each step. Raises: SideFailed."""
-    places = (task.parent / "adapter-ours", task.parent / "adapter-trl")
-    with (
-        side(sys.executable, "learner_ours", what, task, places[0]) as ours,
-        side(peer, "learner_trl", what, task, places[1]) as theirs,
-    ):
-        found = [ours.read()], [theirs.read()]
+def in_turn(what: str, task: Path, peer: str | None, steps: int) -> list[list[dict[str, Any]]]:
+    """What ours and, where there is a peer, TRL's said: when it was ready, then after each step.
+
+    Raises: SideFailed.
+    """
+    with ExitStack() as stack:
+        modules = [(sys.executable, "learner_ours", "adapter-ours")]
+        modules += [] if peer is None else [(peer, "learner_trl", "adapter-trl")]
+        sides = [
+            stack.enter_context(side(python, module, what, task, task.parent / adapter))
+            for python, module, adapter in modules
+        ]
+        said = [[each.read()] for each in sides]
         for _ in range(steps):
-            for each, said in zip((ours, theirs), found, strict=True):
-                said.append(each.turn())
-        for each in (ours, theirs):
+            for each, figures in zip(sides, said, strict=True):
+                figures.append(each.turn())
+        for each in sides:
             each.turn()  # writes its adapter
-    return found
+    return said
 
 
 def peer_python() -> str:
@@ -118,25 +121,24 @@ def compare(shape: Shape) -> Rows:
     folder.mkdir(parents=True, exist_ok=True)
     task = shape.make(folder)
     path = task.save(folder / "task.json")
-    found = reward_rows(task, path) + policy_rows(task, path)
+    found = reward_rows(task, path, shape.peer) + policy_rows(task, path, shape.peer)
     if shape.judged:
         found += judged_rows(path)
     return [row | {"figure": f"{shape.name}: {row['figure']}"} for row in found]
 
 
 def row(
-    figure: str, value: float, unit: str, goal: str, peer: str, peer_value: float | None
+    figure: str, value: float, unit: str, goal: str = "", peer: str = "", peer_value: float | None = None
 ) -> dict[str, object]:
     return dict(figure=figure, value=value, unit=unit, goal=goal, peer=peer, peer_value=peer_value)
 
 
-def faster(figure: str, unit: str, speeds: tuple[float, float], goal: str, peer: str) -> Rows:
-    """Both speeds, and how many times the peer's ours is."""
-    ours, theirs = speeds
-    return [
-        row(figure, ours, unit, "", peer, theirs),
-        row(f"{figure}, ratio", ours / theirs, "ratio", goal, peer, 1.0),
-    ]
+def beside(figure: str, unit: str, values: list[float], peer: str, goal: str = "") -> Rows:
+    """Ours and the peer's value, and how many times the peer's ours is; ours alone where there is no peer."""
+    if len(values) == 1:
+        return [row(figure, values[0], unit)]
+    ratio = row(f"{figure}, ratio", values[0] / values[1], "ratio", goal, peer, 1.0)
+    return [row(figure, values[0], unit, "", peer, values[1]), ratio]
 
 
 def middle(said: list[dict[str, Any]], name: str) -> float:
@@ -144,30 +146,33 @@ def middle(said: list[dict[str, Any]], name: str) -> float:
     return median(step[name] for step in said[1 + WARM_UP :])
 
 
-def reward_rows(task: Task, path: Path) -> Rows:
-    ours, theirs = in_turn("reward", path, sys.executable, REWARD_STEPS)
-    speeds = (task.pair_batch / middle(ours, "step_s"), task.pair_batch / middle(theirs, "step_s"))
-    return faster("reward model", "pairs/s", speeds, ">= 1.3", f"RewardTrainer {version('trl')}")
+def reward_rows(task: Task, path: Path, with_peer: bool) -> Rows:
+    said = in_turn("reward", path, sys.executable if with_peer else None, REWARD_STEPS)
+    speeds = [task.pair_batch / middle(each, "step_s") for each in said]
+    return beside("reward model", "pairs/s", speeds, f"RewardTrainer {version('trl')}", ">= 1.3")
 
 
-def policy_rows(task: Task, path: Path) -> Rows:
-    ours, theirs = in_turn("policy", path, peer_python(), task.steps)
-    if any(said["optimizer_steps"] != task.epochs for said in ours[1:]):
+def policy_rows(task: Task, path: Path, with_peer: bool) -> Rows:
+    said = in_turn("policy", path, peer_python() if with_peer else None, task.steps)
+    ours, peer = said[0], f"PPOTrainer {PPO_PEER}"
+    if any(step["optimizer_steps"] != task.epochs for step in ours[1:]):
         raise SideFailed(f"ours did not make {task.epochs} optimizer steps in every PPO step")
-    peer = f"PPOTrainer {PPO_PEER}"
 
-    def speeds(name: str) -> tuple[float, float]:
-        return task.batch / middle(ours, name), task.batch / middle(theirs, name)
+    def speeds(name: str) -> list[float]:
+        return [task.batch / middle(each, name) for each in said]
 
-    memory, peer_memory = (middle(said, "peak_bytes") / 2**20 for said in (ours, theirs))
-    reached, peer_reached = (least_update_s(task, ours) / middle(said, "update_s") for said in (ours, theirs))
+    memory = [middle(each, "peak_bytes") / 2**20 for each in said]
+    reached = [least_update_s(task, ours) / middle(each, "update_s") for each in said]
+    tokens = task.epochs * median(
+        step["prompt_tokens"] + step["reply_tokens"] for step in ours[1 + WARM_UP :]
+    )
     return [
-        *faster("PPO update", "replies/s", speeds("update_s"), ">= 2.5", peer),
-        *faster("PPO step with sampling", "replies/s", speeds("step_s"), ">= 4", peer),
-        *faster("sampling alone", "replies/s", speeds("sample_s"), "", peer),
-        row("peak memory of the update", memory, "MiB", "", peer, peer_memory),
-        row("peak memory of the update, ratio", memory / peer_memory, "ratio", "<= 0.5", peer, 1.0),
-        row("PPO update against its matrix products alone", reached, "ratio", "", peer, peer_reached),
+        *beside("PPO update", "replies/s", speeds("update_s"), peer, ">= 2.5"),
+        *beside("PPO step with sampling", "replies/s", speeds("step_s"), peer, ">= 4"),
+        *beside("sampling alone", "replies/s", speeds("sample_s"), peer),
+        *beside("peak memory of the update", "MiB", memory, peer, "<= 0.5"),
+        row("PPO update, each prompt once", tokens / middle(ours, "update_s"), "tokens/s"),
+        beside("PPO update against its matrix products alone", "ratio", reached, peer)[0],
     ]
 
 

@@ -22,6 +22,8 @@ class Shape:
     """Writes models to a folder."""
     judged: bool = False
     """Whether there is something to learn: random weights' replies are all alike."""
+    peer: bool = True
+    """Whether TRL's side fits: it holds three trunks and trains the critic's whole."""
 
 
 def embedded(folder: Path) -> Task:
@@ -154,7 +156,7 @@ def qwen(hidden: int, intermediate: int, heads: int, key_value_heads: int) -> Ca
 
 BYTES: dict[str, int] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SMALL = {"batch": 16, "micro": 8, "reply_tokens": 32, "steps": 3}
-LARGE = {"batch": 64, "micro": 16, "reply_tokens": 256, "steps": 4}
+LARGE = {"batch": 64, "micro": 8, "reply_tokens": 256, "steps": 4}
 
 CPU_SHAPES = (
     Shape("embedded base", embedded, judged=True),
@@ -163,5 +165,5 @@ CPU_SHAPES = (
 GPU_SHAPES = (
     *CPU_SHAPES,
     Shape("1.5B random", random_weights(qwen(1536, 8960, 12, 2), LARGE)),
-    Shape("7B random", random_weights(qwen(3584, 18944, 28, 4), LARGE)),
+    Shape("7B random", random_weights(qwen(3584, 18944, 28, 4), LARGE), peer=False),
 )
