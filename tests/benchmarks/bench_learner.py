@@ -97,8 +97,8 @@ def peer_python() -> str:
         print(f"making {folder} with trl=={PPO_PEER}")
         venv.create(folder, with_pip=True, clear=True)
         version_of_python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        beside = folder / "lib" / version_of_python / "site-packages" / "ours.pth"
-        beside.write_text(sysconfig.get_path("purelib") + "\n")
+        paths = folder / "lib" / version_of_python / "site-packages" / "ours.pth"
+        paths.write_text(sysconfig.get_path("purelib") + "\n")
         subprocess.run(
             [python, "-m", "pip", "install", "-q", "--no-deps", "--ignore-installed", f"trl=={PPO_PEER}"],
             check=True,

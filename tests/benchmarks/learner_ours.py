@@ -16,7 +16,7 @@ from learner.models import LanguageActor, Role, Trunk, export_adapter, load_adap
 from learner.sampling import LocalSampler
 from tests.benchmarks.learner_task import Meter, Task, Turns, dtype, matmul_rate, preload, start
 
-JUDGED_REPLIES = 8
+JUDGED_REPLIES = 4
 """Replies to each held-out prompt."""
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.benchmarks.learner_task import Task, dtype
 
 LARGE_VOCABULARY = 151_936
-REWARD_STEPS = 8
+REWARD_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def embedded(folder: Path) -> Task:
         base=str(model),
         reward=str(folder / "reward"),
         prompts=kept[:256],
-        heldout=kept[256:384],
+        heldout=kept[256:352],
         pairs=[],
         targets=[],
         eos_id=encoder.eos_ids[0],
-        steps=6,
+        steps=4,
     )
     pairs = list(zip(kept, replies, replies[1:], strict=False))[384 : 384 + REWARD_STEPS * task.pair_batch]
     return with_reward(replace(task, pairs=[list(pair) for pair in pairs]))
@@ -155,7 +155,7 @@ def qwen(hidden: int, intermediate: int, heads: int, key_value_heads: int) -> Ca
 
 
 BYTES: dict[str, int] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SMALL = {"batch": 16, "micro": 8, "reply_tokens": 32, "steps": 3}
+SMALL = {"batch": 8, "micro": 8, "reply_tokens": 32, "steps": 3}
 LARGE = {"batch": 64, "micro": 8, "reply_tokens": 256, "steps": 4}
 
 CPU_SHAPES = (
