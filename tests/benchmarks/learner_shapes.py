@@ -33,9 +33,13 @@ def embedded(folder: Path) -> Task:
     from learner.batches import Prompt
     from learner.corpus import dialogues
     from learner.models import load_trunk
+    from ops.base_model import embedded_path
 
     cache = Path(os.environ.get("RATCHET_DEPLOYMENT_CACHE_DIR", "build/cache"))
-    model = base.ensure(Deployment(cache_dir=cache))
+    deployment = Deployment(cache_dir=cache)
+    model = embedded_path(deployment)
+    if not model.is_dir():
+        model = base.ensure(deployment)
     encoder = load_trunk(model, rank=1, seed=0).encoder
     said = {
         encoder.prompt("", messages[:-1]): encoder.reply(Prompt("", ()), messages[-1]["content"]).ids
@@ -109,7 +113,7 @@ def with_reward(task: Task) -> Task:
 
     trunk = load_trunk(Path(task.base), rank=1, seed=0)
     model = train_reward.begin(trunk, train_reward.Settings(heads=1, rank=1, seed=3))
-    asked = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(task.prompts[:32])]
+    asked = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(task.prompts[:16])]
     drawn = LocalSampler(trunk).sample(
         Role.ROOT, asked, n=2, temperature=1.0, max_tokens=task.reply_tokens, seed=0
     )
