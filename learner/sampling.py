@@ -112,7 +112,7 @@ class LocalSampler:
         last_BH, mask_BL, places_B1 = self._read(prompts, cache)
         for t in range(max_tokens):
             log_BV = torch.log_softmax(self.trunk.logits(last_BH) / temperature, dim=-1)
-            next_B = draw(log_BV.exp(), generator)
+            next_B = torch.multinomial(log_BV.exp(), 1, generator=generator).squeeze(1)
             drawn_BT[rows_B, t] = next_B
             logprobs_BT[rows_B, t] = log_BV.gather(1, next_B[:, None]).squeeze(1)
             ending_B = torch.isin(next_B, stop_E) & ~ended_B
@@ -168,18 +168,6 @@ class LocalSampler:
 
     def close(self) -> None:
         pass
-
-
-def draw(weights_BV: Tensor, generator: torch.Generator) -> Tensor:
-    """One id per row, with a probability in proportion to its weight.
-
-    By the inverse of the cumulative distribution: `torch.multinomial` draws a random number for every entry
-    of the vocabulary, which takes longer than all else about the softmax.
-    """
-    sums_BV = weights_BV.cumsum(1, dtype=torch.float64)
-    level_B = torch.rand(len(sums_BV), dtype=torch.float64, device=sums_BV.device, generator=generator)
-    found_B1 = torch.searchsorted(sums_BV, level_B[:, None] * sums_BV[:, -1:], right=True)
-    return found_B1.squeeze(1).clamp(max=sums_BV.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner import sampling
 from learner.batches import Prompt, Sample, padded, response_mask
 from learner.errors import SamplingError
 from learner.models import LanguageActor, Role, Trunk
@@ -67,14 +66,6 @@ def test_sampler_and_trainer_agree_on_every_token(
     check_sampler(trainer_BT, sampled_BT, mask_BT)
     assert sampler_kl(trainer_BT, sampled_BT, mask_BT) < 1e-6
     assert float(((trainer_BT - sampled_BT) * mask_BT).abs().max()) < 1e-2
-
-
-def test_ids_are_drawn_in_proportion_to_their_weights() -> None:
-    """Weights 0, 1, 3, 0: the third in three of four draws (± 5 deviations), the outer ones never."""
-    weights_BV = torch.tensor([0.0, 1.0, 3.0, 0.0]).expand(10_000, 4)
-    drawn = sampling.draw(weights_BV, torch.Generator().manual_seed(0)).bincount(minlength=4).tolist()
-    assert drawn[0] == drawn[3] == 0
-    assert drawn[2] == pytest.approx(7_500, abs=5 * (10_000 * 0.75 * 0.25) ** 0.5)
 
 
 def test_replies_end_with_their_end_token_or_are_cut(
