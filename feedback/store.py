@@ -137,12 +137,12 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An event and its bytes."""
+    """A row of the events' table."""
 
-    event: Event
+    event_id: str
+    conversation_id: str
+    time: datetime
     payload: bytes
-    key_id: str | None = None
-    """The data key that it is sealed under."""
 
 
 def open_state(url: str, *, durable: bool = False) -> sa.Engine:
@@ -213,7 +213,7 @@ def known_events(tx: sa.Connection, event_ids: Collection[str]) -> set[str]:
 
 def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
     """Store events; one that is stored already stays as it is."""
-    rows = [(e.event.id, conversation_of(e.event), _microseconds(e.event.time), e.payload) for e in entries]
+    rows = [(e.event_id, e.conversation_id, _microseconds(e.time), e.payload) for e in entries]
     database.insert_all(tx, events, rows)
 
 
