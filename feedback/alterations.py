@@ -97,6 +97,8 @@ class Alteration(NamedTuple):
 @remembered(8192)
 def alteration(served: str, resent: str) -> Alteration:
     """What became of the words of `served`."""
+    if said(served) == said(resent):
+        return Alteration(Way.NONE)
     before, after = _aloud(served)[:MAX_WORDS], _aloud(resent)[:MAX_WORDS]
     if sorted(before) == sorted(after) or "".join(before) == "".join(after):
         return Alteration(Way.NONE)

@@ -213,18 +213,17 @@ def _read(message: Message) -> _Read:
     role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
     text, text_only = content_text(message), is_text_only(message)
     if text_only:
-        wording, words = _hashed(role, text)
-    else:
-        words = wording = canonical({**message, "role": role}) + b"\x1e"
-    return _Read(role, text, text_only, wording, words)
+        return _read_text(role, text)
+    hashed = canonical({**message, "role": role}) + b"\x1e"
+    return _Read(role, text, text_only, hashed, hashed)
 
 
 @remembered(8192)
-def _hashed(role: str, text: str) -> tuple[bytes, bytes]:
-    """The bytes that stand for a message of text: its wording, and its words alone."""
+def _read_text(role: str, text: str) -> _Read:
+    """A message of text alone."""
     forms = plain(text), " ".join(said(text)) or plain(text)
     wording, words = (f"{role}\x1f{form}\x1e".encode("utf-8", "surrogatepass") for form in forms)
-    return wording, words
+    return _Read(role, text, True, wording, words)
 
 
 def _digest(messages: Iterable[_Read]) -> str:

@@ -32,7 +32,7 @@ from feedback.errors import (
     StateUnavailable,
 )
 from feedback.eventlog import EventLog, Place, Position, Record, Share, Topic
-from feedback.events import SignalKind
+from feedback.events import Event, SignalKind
 from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
@@ -321,7 +321,7 @@ def _fold(
         erased=erased,
         dead=Tally(Topic(letter.topic) for letter in letters),
         change=store.replace_derived(tx, touched.derived, fresh=touched.fresh),
-        newest=max((one.known.heard.time for one in kept), default=None),
+        newest=max((one.event.time for one in kept), default=None),
         known=tuple(touched.known),
     )
     return folded, letters
@@ -423,11 +423,12 @@ def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_
 
 
 class _Arrived(msgspec.Struct, frozen=True, gc=False):
-    """A record that holds a proper event; its token ids are not kept."""
+    """A record that holds a proper event."""
 
     record: Record
-    conversation_id: str
-    known: Known
+    event: Event
+    key_id: str | None
+    """The data key that it is sealed under."""
 
     @property
     def topic(self) -> Topic:
@@ -435,8 +436,10 @@ class _Arrived(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def entry(self) -> Entry:
-        heard = self.known.heard
-        return Entry(heard.id, self.conversation_id, heard.time, self.record.value)
+        return Entry(self.event, self.record.value)
+
+    def known(self) -> Known:
+        return Known(hear(self.event), self.key_id, len(self.record.value))
 
 
 def _admit(
@@ -461,13 +464,12 @@ def _admit(
         try:
             event = codec.opened(written, keys)
             admission.check_event(record, event, bounds)
-            known = Known(hear(event), written.key_id, len(record.value))
         except KeyErased:
             erased[Topic(record.position.topic)] += 1
         except Exception as e:  # as above
             letters.append(_dead(record, e))
         else:
-            arrived.setdefault(event.id, _Arrived(record, store.conversation_of(event), known))
+            arrived.setdefault(event.id, _Arrived(record, event, written.key_id))
     return arrived, letters, erased
 
 
@@ -487,14 +489,14 @@ def _derive_touched(
     """Derive the conversations that got new events, without the events that cannot be derived from."""
     arrived: dict[str, list[_Arrived]] = {}
     for one in new:
-        arrived.setdefault(one.conversation_id, []).append(one)
+        arrived.setdefault(store.conversation_of(one.event), []).append(one)
     stored = _stored(tx, arrived, recent)
     derived: dict[str, Derived] = {}
     known: list[Known] = []
     letters: list[DeadLetter] = []
     for conversation_id, said in arrived.items():
         before = stored.get(conversation_id, [])
-        made = _attempt([*before, *(one.known for one in said)], retry_window_s)
+        made = _attempt(before, said, retry_window_s)
         if isinstance(made, Exception):
             made, blamed = _one_by_one(before, said, retry_window_s)
             letters += blamed
@@ -527,8 +529,11 @@ class _Made(msgspec.Struct, frozen=True):
     known: list[Known]
 
 
-def _attempt(known: list[Known], retry_window_s: float) -> _Made | Exception:
+def _attempt(
+    before: Iterable[Known], arrived: Iterable[_Arrived], retry_window_s: float
+) -> _Made | Exception:
     try:
+        known = [*before, *(one.known() for one in arrived)]
         conversation = of_all_heard(one.heard for one in known)
         return _Made(derived_from(conversation, retry_window_s=retry_window_s), known)
     except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
@@ -543,7 +548,7 @@ def _one_by_one(
     best = _Made(derived_from(conversation, retry_window_s=retry_window_s), before)
     letters = []
     for one in arrived:
-        made = _attempt([*best.known, one.known], retry_window_s)
+        made = _attempt(best.known, [one], retry_window_s)
         if isinstance(made, Exception):
             letters.append(_dead(one.record, made))
         else:

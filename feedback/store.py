@@ -137,11 +137,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A row of the events' table."""
+    """An event and its bytes."""
 
-    event_id: str
-    conversation_id: str
-    time: datetime
+    event: Event
     payload: bytes
 
 
@@ -213,7 +211,7 @@ def known_events(tx: sa.Connection, event_ids: Collection[str]) -> set[str]:
 
 def add_events(tx: sa.Connection, entries: Collection[Entry]) -> None:
     """Store events; one that is stored already stays as it is."""
-    rows = [(e.event_id, e.conversation_id, _microseconds(e.time), e.payload) for e in entries]
+    rows = [(e.event.id, conversation_of(e.event), _microseconds(e.event.time), e.payload) for e in entries]
     database.insert_all(tx, events, rows)
 
 

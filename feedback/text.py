@@ -13,7 +13,7 @@ import msgspec
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _LINE_MARKER = re.compile(r"^\s*(?:[-*+•]|\d+[.)]|#{1,6}|>+)\s+", re.MULTILINE)
-_MARKUP = re.compile(r"[*_`~|\\]")
+_MARKUP = str.maketrans("", "", "*_`~|\\")
 _TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
 )
@@ -103,9 +103,9 @@ def remembered(entries: int, longest: int = _REMEMBERED_CHARS) -> Callable[[F], 
         cached = lru_cache(maxsize=entries)(function)
 
         @wraps(function)
-        def call(*texts: str) -> Any:
-            short = sum(map(len, texts)) <= longest
-            return cached(*texts) if short else function(*texts)
+        def call(text: str, *others: str) -> Any:
+            size = len(text) + sum(map(len, others)) if others else len(text)
+            return cached(text, *others) if size <= longest else function(text, *others)
 
         return cast(F, call)
 
@@ -125,7 +125,11 @@ def plain(text: str) -> str:
         text = _THINKING.sub(" ", text)
     if "](" in text:
         text = _LINK.sub(r"\1", text)
-    return " ".join(_MARKUP.sub("", _LINE_MARKER.sub("", text)).split())
+    if "\n" in text:
+        text = _LINE_MARKER.sub("", text)
+    elif marker := _LINE_MARKER.match(text):
+        text = text[marker.end() :]
+    return " ".join(text.translate(_MARKUP).split())
 
 
 @remembered(8192)
@@ -148,6 +152,12 @@ def said(text: str) -> tuple[str, ...]:
     if "'" in text:
         text = _APOSTROPHE.sub("", text)
     return tuple(_words(text))
+
+
+def after(lead: re.Pattern[str], text: str) -> str:
+    """What follows `lead` where the text begins with it; else all of it."""
+    found = lead.match(text)
+    return text[found.end() :] if found else text
 
 
 def _words(text: str) -> list[str]:
