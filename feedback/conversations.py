@@ -47,7 +47,7 @@ class Spoken(msgspec.Struct, frozen=True, gc=False):
     """Text only, and some: tool calls and images are not compared."""
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A recorded turn with what the pipeline needs to know about it, worked out once."""
 
     event_id: str
@@ -95,7 +95,7 @@ class Heard(msgspec.Struct, frozen=True, gc=False):
     """None for what is no part of a conversation."""
 
 
-class Signal(msgspec.Struct, frozen=True, kw_only=True):
+class Signal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What somebody did about a reply: said by a client, or inferred from the traffic."""
 
     kind: SignalKind
@@ -117,7 +117,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """Said about the conversation: `response_id` is its last complete reply at that time."""
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     turns: tuple[Turn, ...]
     """In order of (time, event id)."""
     signals: tuple[Signal, ...]
