@@ -94,7 +94,7 @@ class Alteration(NamedTuple):
     changes: frozenset[Change] = frozenset()
 
 
-@remembered(8192)
+@remembered(2048)
 def alteration(served: str, resent: str) -> Alteration:
     """What became of the words of `served`."""
     if said(served) == said(resent):

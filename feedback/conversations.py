@@ -218,7 +218,7 @@ def _read(message: Message) -> _Read:
     return _Read(role, text, text_only, hashed, hashed)
 
 
-@remembered(8192)
+@remembered(2048)
 def _read_text(role: str, text: str) -> _Read:
     """A message of text alone."""
     forms = plain(text), " ".join(said(text)) or plain(text)

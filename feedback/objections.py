@@ -98,7 +98,7 @@ def own_words(text: str) -> str:
     return _LETTERS.sub(lambda word: _SLIPS.get(word[0], word[0]), words)
 
 
-@remembered(4096)
+@remembered(2048)
 def bare(clause: str) -> str:
     """What carries the objection, in one form for the many ways to say it."""
     for hints, contracted, written_out in _CONTRACTED:

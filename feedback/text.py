@@ -30,7 +30,7 @@ _STOP_WORDS = frozenset(
 )
 _MAX_WORDS = 4000
 _REMEMBERED_CHARS = 4000
-"""Longest texts that are worth a place in a cache: 8192 such entries hold some 60 MB."""
+"""Longest texts that are worth a place in a cache: 2048 such entries hold some 15 MB."""
 
 _THOUGHT = re.compile(
     r"<(?P<tag>think|thinking|thought|reasoning)\b[^>]*>.*?</(?P=tag)>"
@@ -112,7 +112,7 @@ def remembered(entries: int, longest: int = _REMEMBERED_CHARS) -> Callable[[F], 
     return decorate
 
 
-@remembered(8192)
+@remembered(2048)
 def plain(text: str) -> str:
     """The wording without what clients and renderers change on their own.
 
@@ -132,7 +132,7 @@ def plain(text: str) -> str:
     return " ".join(text.translate(_MARKUP).split())
 
 
-@remembered(8192)
+@remembered(2048)
 def said(text: str) -> tuple[str, ...]:
     """Its words, without anything that programs change on the way: the same before and after any of them.
 
@@ -174,7 +174,7 @@ def distance(a: str, b: str) -> float:
     return 1.0 - SequenceMatcher(None, words_a, words_b, autojunk=False).ratio()
 
 
-@remembered(8192)
+@remembered(2048)
 def content_words(text: str) -> frozenset[str]:
     """Its words in lower case, without those that carry no topic."""
     return frozenset(_words(plain(text))) - _STOP_WORDS
