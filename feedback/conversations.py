@@ -203,6 +203,8 @@ class _Read(msgspec.Struct, frozen=True, gc=False):
     role: str
     text: str
     text_only: bool
+    comparable: bool
+    """Text only, and some."""
     wording: bytes
     """Changes with anything but whitespace and markdown."""
     words: bytes
@@ -211,11 +213,11 @@ class _Read(msgspec.Struct, frozen=True, gc=False):
 
 def _read(message: Message) -> _Read:
     role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
-    text, text_only = content_text(message), is_text_only(message)
-    if text_only:
+    text = content_text(message)
+    if is_text_only(message):
         return _read_text(role, text)
     hashed = canonical({**message, "role": role}) + b"\x1e"
-    return _Read(role, text, text_only, hashed, hashed)
+    return _Read(role, text, False, False, hashed, hashed)
 
 
 @remembered(2048)
@@ -223,14 +225,11 @@ def _read_text(role: str, text: str) -> _Read:
     """A message of text alone."""
     forms = plain(text), " ".join(said(text)) or plain(text)
     wording, words = (f"{role}\x1f{form}\x1e".encode("utf-8", "surrogatepass") for form in forms)
-    return _Read(role, text, True, wording, words)
+    return _Read(role, text, True, bool(text.strip()), wording, words)
 
 
 def _digest(messages: Iterable[_Read]) -> str:
-    digest = blake2b(digest_size=16)
-    for message in messages:
-        digest.update(message.wording)
-    return digest.hexdigest()
+    return blake2b(b"".join(message.wording for message in messages), digest_size=16).hexdigest()
 
 
 def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
@@ -239,8 +238,7 @@ def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
     spoken = []
     for message in messages:
         if message.role != "system":
-            comparable = message.text_only and bool(message.text.strip())
-            spoken.append(Spoken(message.role, message.text, digest.hexdigest(), comparable))
+            spoken.append(Spoken(message.role, message.text, digest.hexdigest(), message.comparable))
             digest.update(message.words)
     return tuple(spoken), digest.hexdigest()
 
