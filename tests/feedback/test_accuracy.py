@@ -4,7 +4,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feedback import accuracy
@@ -267,6 +267,7 @@ def test_soft_labels_stretch_and_never_cross_over(p, mean, expected):
 
 
 @pytest.mark.slow
+@settings(max_examples=20, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_same_rows_in_any_order_give_the_same_hash(chance):
     thumbs, gold = simulated(0.8, 40)
