@@ -27,13 +27,6 @@ _NOTE = re.compile(r"\([^()\n]{1,120}\)|\[[^\[\]\n]{1,120}\](?!\()")
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
 _SYMBOLS = frozenset("percent degree degrees celsius fahrenheit c f plus minus equals and".split())
 """What symbols are read as; the symbols themselves are no words."""
-_FIGURES = frozenset(
-    "zero oh one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-    " sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
-    " thousand million point half halves quarter quarters third thirds first second fourth fifth to and by"
-    " times per dash slash over number oclock".split()
-)
-"""What figures, ranges, fractions and times of day are read as."""
 _SPOKEN = dict(
     zip(
         "zero one two three four five six seven eight nine ten eleven twelve".split(),
@@ -132,10 +125,8 @@ def _way(served: str, resent: str, changes: Collection[Change]) -> Way:
 def _changes(before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Change]:
     matcher = SequenceMatcher(None, before, after, autojunk=False)
     for what, i, j, k, m in matcher.get_opcodes():
-        old, new = before[i:j], after[k:m]
-        read_out = _read_out(old or before[max(0, i - 1) : i + 1], new)
-        if what != "equal" and not _same_but_for_spelling(old, new) and not read_out:
-            yield Change(old, new, at_start=i == 0, at_end=j == len(before))
+        if what != "equal" and not _same_but_for_spelling(before[i:j], after[k:m]):
+            yield Change(before[i:j], after[k:m], at_start=i == 0, at_end=j == len(before))
 
 
 def _same_but_for_spelling(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
@@ -145,13 +136,6 @@ def _same_but_for_spelling(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
     if not old or not new:
         return all(word.isdigit() and len(word) < 3 for word in (*old, *new))
     return len(old) == len(new) and all(_one_letter_apart(a, b) for a, b in zip(old, new, strict=True))
-
-
-def _read_out(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
-    """Whether figures gave way to what they are read as, or got a "to" or a "point" between them."""
-    figures = bool(old) and all(any(char.isdigit() for char in word) for word in old)
-    words = all(word.isdigit() or word in _FIGURES or word in _SPOKEN for word in new)
-    return figures and words and not all(word.isdigit() for word in new)
 
 
 def _one_letter_apart(a: str, b: str) -> bool:

@@ -218,7 +218,10 @@ def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
         case Way.LESS if not any(_is_courtesy(change) for change in own):
             at_end = any(change.at_end for change in own)
             whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
-            return bool(whole) and (not at_end or (Way.CUT not in ways and max(whole) >= len(one.text)))
+            out_of_the_middle = len(ways) == 1 and not any(c.at_start or c.at_end for c in own)
+            if out_of_the_middle or not whole:
+                return out_of_the_middle
+            return not at_end or (Way.CUT not in ways and max(whole) >= len(one.text))
     return False
 
 

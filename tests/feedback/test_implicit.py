@@ -273,6 +273,14 @@ def test_sentences_left_out_count_where_longer_replies_came_back_whole():
     assert edited(REPLY, shorter) == ["r1"]
 
 
+def test_a_sentence_out_of_the_middle_of_the_only_reply_is_a_persons_doing():
+    """Limits of length and stripped courtesies take from the ends."""
+    first = turn("r1", QUESTION, f"{REPLY} Then choose a new one.")
+    middle, last = REPLY.split(". ")[0] + ". Then choose a new one.", REPLY
+    assert ("edit", "r1") in kinds(first, follow_up("And now?", middle))
+    assert "edit" not in [kind for kind, _ in kinds(first, follow_up("And now?", last))]
+
+
 def test_sources_listed_under_a_reply_are_a_programs():
     assert edited(REPLY, LONGER + "\n\nSources: handbook, page 4") == []
 
