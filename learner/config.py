@@ -1,4 +1,4 @@
-"""`[learner]`, `[eval]`, `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
+"""`[learner]`, `[problems]`, `[eval]`, `[judge]`: how models are trained, checked, examined; who judges."""
 
 from typing import Literal
 
@@ -158,3 +158,35 @@ class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url {self.url!r} must begin with http:// or https://")
+
+
+class Problems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[problems]`: prompts whose replies a program can check (docs/verifiable-rewards.md)."""
+
+    files: list[str] = []
+    """Problem files, JSON Lines; none: only what users asked is learned from."""
+    fraction: float = 0.25
+    """Share of the prompts of ppo, rloo and best_of_n that are problems; the others are what users asked."""
+    weights: dict[str, float] = {}
+    """By kind of check (`answer`, `steps`, `json`, `tool`, `code`), what passing it is worth beyond a verdict
+    of a half, in deviations of the learned reward; failing costs the same. 1 for those not named."""
+    learned_weight: float = 1.0
+    """What the learned reward counts on problems, beside the checks; 0: the checks alone."""
+    heldout: float = 0.2
+    """Share of the problems that is never trained on: the candidate is measured on them."""
+    eval_problems: int = 64
+    """Held-out problems for the evaluation report, at most."""
+    run_code: bool = False
+    """Allow `code` checks, which run programs that the model wrote (Linux, x86_64 or aarch64)."""
+    cpu_s: int = 2
+    """CPU seconds of such a program, with its tests."""
+    memory_mb: int = 512
+    """Its address space."""
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.fraction <= 1.0 and 0.0 <= self.heldout < 1.0):
+            raise ValueError(f"fraction {self.fraction} and heldout {self.heldout} must be shares of 1")
+        if unknown := sorted(self.weights.keys() - {"answer", "steps", "json", "tool", "code"}):
+            raise ValueError(f"weights: no check is of kind {unknown[0]!r}")
+        if min(self.cpu_s, self.memory_mb) < 1:
+            raise ValueError("cpu_s and memory_mb must be 1 or more")
