@@ -1,8 +1,8 @@
 """A program of its own, started by `sandbox` for one reply: locks itself in, then runs what the model wrote.
 
-Behind the lock the kernel refuses every call but those for memory, time and the two streams that are open: no
-file, no socket, no process, no signal to another one (seccomp); CPU time, memory and output are limited. Reads
-one line of JSON from standard input, writes READY when locked, then the values. Nothing of it runs in the learner.
+Behind the lock the kernel (seccomp) refuses every call but those for memory, time and the streams that are
+open: no file, no socket, no process, no signal to another one. CPU time, memory and output are limited. Reads
+one line of JSON from standard input, writes READY when locked, then the values. Never run in the learner.
 """
 
 import ctypes

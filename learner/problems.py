@@ -24,26 +24,26 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return str(self.__struct_config__.tag)
 
 
-class Answer(Kind, tag="answer"):
+class Answer(Kind, frozen=True, tag="answer"):
     """The reply's final answer is one of these: numbers by value, words without case and punctuation."""
 
     expected: list[str]
 
 
-class Steps(Kind, tag="steps"):
+class Steps(Kind, frozen=True, tag="steps"):
     """The reply's lines, one step each, end in these answers: every step is scored where it ends."""
 
     expected: list[str]
     separator: str = "\n"
 
 
-class Json(Kind, tag="json"):
+class Json(Kind, frozen=True, tag="json"):
     """The reply, or its last fenced block, is JSON that this JSON Schema allows."""
 
     schema: dict[str, Any]
 
 
-class Tool(Kind, tag="tool"):
+class Tool(Kind, frozen=True, tag="tool"):
     """The reply calls tools that exist, with arguments that their JSON Schema allows."""
 
     tools: list[dict[str, Any]]
@@ -65,7 +65,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     returns: Any
 
 
-class Code(Kind, tag="code"):
+class Code(Kind, frozen=True, tag="code"):
     """The reply's last fenced block is a Python program; each of these expressions then has its value."""
 
     tests: list[Call]
@@ -111,9 +111,7 @@ def load(settings: Problems) -> ProblemSet:
     for file in files:
         for place, problem in _read(file, settings.run_code):
             if (digest := problem.digest) in seen:
-                raise ProblemError(
-                    f"{place}: the same messages as {seen[digest]}: put all checks in one line"
-                )
+                raise ProblemError(f"{place}: the messages of {seen[digest]}: put all checks in one line")
             seen[digest] = place
             problems.append(problem)
     written = sha256(msgspec.json.encode(problems, order="deterministic")).hexdigest()[:8]

@@ -1,8 +1,8 @@
 """Runs what a model wrote in a process of its own, behind the kernel's lock (`confined`), within limits.
 
-The process gets a program and expressions, never what they should give; it inherits no environment and no open
-file. What it does to itself there (crash, endless loop, too much memory or output) is a program that failed.
-Only what it cannot do (the lock missing, a machine too busy to run it) is no verdict.
+The process gets a program and expressions, never what they should give; it inherits no environment and no
+open file. What it does to itself there (crash, endless loop, too much memory or output) is a program that
+failed. What it has no part in (no lock, a machine too busy to run it) is no verdict.
 """
 
 import signal

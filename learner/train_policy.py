@@ -394,7 +394,7 @@ def centred_scores(experience: Experience, ppo: PPO) -> Tensor:
 
 
 def rewards(experience: Experience, ppo: PPO, beta: float) -> Tensor:
-    """rewards_BT: the checks' where their steps end, all else of the centred score at the end, KL everywhere."""
+    """rewards_BT: the checks' where steps end, the rest of the centred score at the end, KL everywhere."""
     e = experience
     steps_BT = e.verified.rewards_BT.to(e.old_BT)
     end_B = centred_scores(e, ppo) - steps_BT.sum(dim=1)

@@ -1,16 +1,16 @@
-"""Verified rewards: what checks say of replies to problems, on the scale and at the tokens where PPO wants it.
+"""Verified rewards: what checks say of replies to problems, on the scale and at the tokens that PPO needs.
 
     score = a·r + Σ_c w_c·(2·v_c − 1)        r learned, in deviations of the root reference; v_c in [0, 1]
 
 2v − 1 has mean 0 and deviation 1 for a problem that half of the replies solve: it is standardised for that
-problem once and for all. Measuring its deviation, as is done for r, would let a pass count ten deviations where
-the root solves one problem in a hundred, and would let the scale drift from turn to turn.
+problem once and for all. Measuring its deviation, as is done for r, would let a pass count ten deviations
+where the root solves one problem in a hundred.
 
 A check of steps spreads its weight over as many marks as steps are expected, each at the token with which its
 step ends: Σ_t of a reply's verified rewards lies within ±Σ_c w_c, however long the reply and its steps.
 
-A mark that could not be had (no verdict) is replaced by the mean of the same mark over the other replies to the
-prompt, ½ where there is none: it moves the reply neither up nor down. It is counted.
+A mark that could not be had (no verdict) is replaced by the mean of the same mark over the other replies to
+the prompt, ½ where there is none: it moves the reply neither up nor down. It is counted.
 
 Legend: B samples, T response token.
 """

@@ -1,5 +1,5 @@
-"""What a check says of a reply: marks between 0 and 1, each at the place that it is credited to. Pure, but for
-the code check, which gets its way to run programs from the caller.
+"""What a check says of a reply: marks between 0 and 1, each with the place that it is credited to. Pure: the
+code check gets its way to run programs from the caller.
 
 A reply that fails a check is marked 0. Where the check itself failed there is no mark but a reason: the reply
 is neither right nor wrong, and `verification` says what that is worth.
@@ -17,9 +17,11 @@ from learner.errors import VerifierError
 from learner.problems import Answer, Check, Code, Json, Steps, Tool
 
 Run = Callable[[str, Sequence[str]], list[Any] | None]
-"""Runs a program, then evaluates expressions. Returns: their values as JSON has them, or None where the program
+"""Runs a program, then evaluates expressions. Returns: their values as JSON has them, None where the program
 failed. Raises: VerifierError where it could not be tried."""
 
+LARGEST = 1e300
+"""Larger numbers are compared exactly."""
 LONGEST_JSON = 100_000
 """Characters; JSON of more is not read, and marked 0."""
 
@@ -64,7 +66,7 @@ def _none(wanted: Check, reason: str) -> list[Mark]:
 
 # answers
 
-_SAID = re.compile(r"\\boxed\{([^{}]*)\}|####[ \t]*(.+)|\banswer\s*(?:is|:|=)\s*(.+)", re.IGNORECASE)
+_SAID = re.compile(r"\\boxed\{([^{}]*)\}|(?:####|\banswer\s*(?:is|:|=))\s*(?=(.*))", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:,\d{3})*(?:\.\d+)?")
 _WORDS = re.compile(r"[^\W_]+")
 
@@ -137,7 +139,7 @@ def allows(schema: Mapping[str, Any], value: Any) -> bool:
 
 
 def calls_rightly(reply: str, wanted: Tool) -> bool:
-    """At least one call, each of a tool that exists with arguments that are allowed; the expected one, if any.
+    """At least one call, each of a tool that exists, its arguments allowed; the expected one, if any.
 
     Calls stand in `<tool_call>` tags, or the reply is one JSON object, or a list of them.
     """
@@ -197,12 +199,10 @@ def equal(one: Any, other: Any) -> bool:
     """Of JSON values: true is not 1, 2.0 is 2, and floats may differ by rounding."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
+    if isinstance(one, int) and isinstance(other, int):
+        return one == other
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return (
-            isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
-            if float in (type(one), type(other))
-            else one == other
-        )
+        return one == other or (abs(one) < LARGEST and isclose(one, other, rel_tol=1e-9, abs_tol=1e-12))
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(equal, one, other))
     if isinstance(one, dict) and isinstance(other, dict):

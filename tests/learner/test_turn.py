@@ -21,8 +21,8 @@ from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import pair_files, reward_from_file, turn
-from learner.config import Learner
+from learner import pair_files, problems, reward_from_file, turn
+from learner.config import Learner, Problems
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
 from learner.probe_sets import load
@@ -98,6 +98,15 @@ def setting(tmp_path: Path, tiny_base: Path) -> turn.Setting:
     )
 
 
+def with_problems(setting: turn.Setting) -> turn.Setting:
+    """Ten problems that the tiny base cannot solve, half of the prompts."""
+    file = setting.deployment.data_dir / "sums.jsonl"
+    asked = '{"messages": [{"role": "user", "content": "%d + %d?"}], "checks": [%s]}'
+    check = '{"kind": "answer", "expected": ["one thousand"]}'
+    file.write_text("\n".join(asked % (i, i, check) for i in range(10)))
+    return replace(setting, problems=problems.load(Problems(files=[str(file)], fraction=0.5, heldout=0.5)))
+
+
 @pytest.fixture
 def registry(setting: turn.Setting) -> Iterator[Registry]:
     opened = Registry(setting.deployment.state)
@@ -108,7 +117,7 @@ def registry(setting: turn.Setting) -> Iterator[Registry]:
 @pytest.mark.slow
 def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
     """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
-    run = turn.take_turn(setting, now)
+    run = turn.take_turn(with_problems(setting), now)
     candidate = registry.get(str(run.adapter))
     assert candidate.state is AdapterState.REGISTERED
     assert candidate.name == f"run-0001-{candidate.sha256[:8]}"
@@ -121,8 +130,12 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
     adapter_store.verify(Path(candidate.path), candidate.sha256)
-    assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
+    steps = (setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()
+    assert [msgspec.json.decode(step)["verified"] for step in steps] == [{"answer": [0.0, 4, 0]}] * 3
     assert "finished" in table(setting.deployment)
+    verified, unknown = (candidate.report.measure(f"{name}_answer") for name in ("verified", "no_verdict"))
+    assert verified and unknown
+    assert (verified.candidate, verified.n, unknown.candidate) == (0.0, 5, 0.0)
     assert candidate.report.measure("capability") is None, "no probes were set"
 
 
