@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from feedback.events import DIMENSIONS
+
 Method = Literal["ppo", "rloo", "dpo", "kto", "sft", "best_of_n"]
 """How the policy is trained (docs/methods.md)."""
 
@@ -43,6 +45,9 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reward_pooling: Literal["last", "mean"] = "last"
     """Hidden states that the heads score: the last token's, or the mean over the reply's tokens, which
     learns what a small trunk does not carry to the end (tone, hedging) from fewer rows."""
+    reward_dimensions: dict[str, float] = {}
+    """Heads of their own for `helpful`, `honest`, `harmless`, and what each counts beside the overall answer,
+    which counts 1; 0: measured only. A dimension that too few rows tell apart counts nothing."""
     reward_uncertainty: float = 0.5
     """PPO's reward is the heads' mean minus this times their standard deviation."""
     reward_length_covariate: bool = False
@@ -104,6 +109,10 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("rloo compares replies to one prompt: samples_per_prompt must be 2 or more")
         if self.method == "kto" and self.fit_batch_rows < 2:
             raise ValueError("kto compares rows of a batch: fit_batch_rows must be 2 or more")
+        if unknown := sorted(self.reward_dimensions.keys() - set(DIMENSIONS)):
+            raise ValueError(f"reward_dimensions: {unknown[0]!r} is none of {', '.join(DIMENSIONS)}")
+        if min(self.reward_dimensions.values(), default=0.0) < 0.0:
+            raise ValueError("reward_dimensions: a weight is below 0")
 
 
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,8 @@ from feedback import snapshots
 from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
+from feedback.grades import RATING
+from feedback.records import Grade
 from feedback.snapshots import Snapshot
 from learner import disagreement, distributed, evaluate, methods, reward_card, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
@@ -395,9 +397,15 @@ def reward_data(snapshot: Snapshot, encoder: Encoder) -> RewardData:
         prompt = encoder.prompt(grade.prompt_digest, grade.prompt)
         heldout = snapshot.split_of(grade) == "heldout"
         (data.heldout_grades if heldout else data.grades).append(
-            GradeRow(encoder.reply(prompt, grade.reply), grade.p, grade.weight, grade.kind)
+            GradeRow(encoder.reply(prompt, grade.reply), grade.p, grade.weight, grade.kind, rated(grade))
         )
     return data
+
+
+def rated(grade: Grade) -> tuple[tuple[str, float], ...]:
+    """What a rating says by dimension, as probabilities, on the scale of an overall rating."""
+    low, high = (prior.p for prior in RATING)
+    return tuple((name, low + (high - low) * said) for name, said in sorted(grade.dimensions.items()))
 
 
 def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int) -> list[Prompt]:
@@ -470,6 +478,7 @@ def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
         batch_prompts=learner.reward_batch_prompts,
         heads=learner.reward_heads,
         pooling=learner.reward_pooling,
+        dimensions=learner.reward_dimensions,
         rank=learner.rank,
         uncertainty=learner.reward_uncertainty,
         length_covariate=learner.reward_length_covariate,
@@ -482,14 +491,15 @@ def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | Non
     """Where the last finished run left its reward model, and what this snapshot's held-out pairs say of it.
 
     A conversation that is held out stays so in every snapshot. None without `reward_warm_start`, without an
-    earlier run, or where that run's model has another number of heads."""
+    earlier run, or where that run's model has other heads."""
     learner = bench.setting.learner
     done = [r for r in runs(bench.setting.deployment) if r.finished and r.run_id < run.run_id]
     if not (learner.reward_warm_start and done):
         return None, None
     folder = bench.setting.folder(done[-1].run_id) / "reward"
     model, _ = train_reward.load(bench.trunk, folder, learner.reward_uncertainty)
-    if len(model.heads.bias_K) != learner.reward_heads or model.heads.pooling != learner.reward_pooling:
+    alike = (len(model.heads.bias_K), model.heads.pooling, list(model.heads.dimensions))
+    if alike != (learner.reward_heads, learner.reward_pooling, sorted(learner.reward_dimensions)):
         return None, None
     return folder, reward_card.measure(model, data.heldout_pairs)
 

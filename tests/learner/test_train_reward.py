@@ -92,7 +92,7 @@ def test_ppo_scores_what_the_trainer_scored(
     loaded, found = load(fresh_trunk(), tmp_path, model.uncertainty)
     assert found.pairs == 30
     with torch.no_grad(), model.trunk.acting(Role.REWARD):
-        trainer_BK = model.heads.standardised(model.differentiable(ROOT))
+        trainer_BK = model.heads.standardised(model.differentiable(ROOT)[:, 0])
     expected_B = (trainer_BK.mean(1) - 0.5 * trainer_BK.std(1, correction=0)).tolist()
     assert loaded(ROOT).tolist() == pytest.approx(expected_B, abs=1e-5)
     assert [float(loaded([s])) for s in ROOT[:5]] == pytest.approx(expected_B[:5], abs=1e-5)
