@@ -368,7 +368,7 @@ def dimension_accuracy(model: RewardModel, data: RewardData, name: str) -> Inter
     rows = _told_apart(data, name)
     if not rows:
         return wilson(0, 0)
-    bias = float(model.heads.bias_CK[c].mean())
+    bias = float(model.heads.bias_CK[c].detach().mean())
     own_S = model.parts([s for row in rows for s in _samples(row)])[:, c].mean(dim=1).tolist()
     right = 0
     for row in rows:
