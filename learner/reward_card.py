@@ -1,6 +1,5 @@
 """The card of a turn's reward model: its held-out pairs, by signal and by length in tokens."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -49,7 +48,7 @@ def write(
         parents=parents,
         train_pairs=len(data.pairs),
         train_grades=len(data.grades),
-        settings=asdict(settings),
+        settings=settings.for_card(),
     )
     notes = [
         f"{report.grades} held-out grades: accuracy {report.grade_accuracy:.3f} "

@@ -9,7 +9,7 @@ then each dimension (helpful, honest, harmless) that has heads of its own.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Settings:
     length_covariate: bool = False
     token_budget: int = 8192
     seed: int = 0
+
+    def for_card(self) -> dict[str, str | int | float | bool]:
+        """By name, as a card shows them."""
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in sorted(self.dimensions.items()))
+        return {**asdict(self), "dimensions": weights or "none"}
 
 
 class RewardReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from ops import store as adapter_store
 from ops.adapters import AdapterState
 from ops.registry import Registry
 from tests.feedback import builders
+from tests.feedback.test_raters import grade
 from tests.learner.test_train_preferences import needs_trl
 
 NOW = builders.NOON + timedelta(hours=1)
@@ -99,12 +100,16 @@ def setting(tmp_path: Path, tiny_base: Path) -> turn.Setting:
 
 
 def with_problems(setting: turn.Setting) -> turn.Setting:
-    """Ten problems that the tiny base cannot solve, half of the prompts."""
+    """Problems that the tiny base cannot solve, half of the prompts; and a dimension that nobody rated."""
     file = setting.deployment.data_dir / "sums.jsonl"
     asked = '{"messages": [{"role": "user", "content": "%d + %d?"}], "checks": [%s]}'
     check = '{"kind": "answer", "expected": ["one thousand"]}'
     file.write_text("\n".join(asked % (i, i, check) for i in range(10)))
-    return replace(setting, problems=problems.load(Problems(files=[str(file)], fraction=0.5, heldout=0.5)))
+    return replace(
+        setting,
+        problems=problems.load(Problems(files=[str(file)], fraction=0.5, heldout=0.5)),
+        learner=msgspec.structs.replace(LEARNER, reward_dimensions={"harmless": 1.0}),
+    )
 
 
 @pytest.fixture
@@ -126,6 +131,7 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     card = msgspec.json.decode((setting.folder("run-0001") / "reward" / "card.json").read_bytes())
     assert card["origin"]["data"] == candidate.snapshot
     assert card["origin"]["parents"]["base model"] == candidate.base_sha256
+    assert "harmless counts 0 beside the overall answer: too few rows tell it apart" in card["notes"]
     assert candidate.base_sha256 == adapter_store.base_digest(setting.base_dir)
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
@@ -137,6 +143,12 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert verified and unknown
     assert (verified.candidate, verified.n, unknown.candidate) == (0.0, 5, 0.0)
     assert candidate.report.measure("capability") is None, "no probes were set"
+
+
+def test_a_rating_by_dimension_is_as_sure_as_an_overall_one() -> None:
+    """0 to 1 becomes 0.1 to 0.9, and what was not told apart stays away."""
+    said = msgspec.structs.replace(grade(1, "u"), dimensions={"honest": 0.0, "harmless": 0.75})
+    assert turn.rated(said) == (("harmless", pytest.approx(0.7)), ("honest", pytest.approx(0.1)))
 
 
 @pytest.mark.slow
