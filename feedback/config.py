@@ -24,6 +24,7 @@ SECTIONS = (
     "engine",
     "rollout",
     "learner",
+    "problems",
     "eval",
     "judge",
     "review",
