@@ -220,11 +220,23 @@ Pooling = Literal["last", "mean"]
 
 
 class RewardHeads(nn.Module):
-    """K linear scores on a reply's pooled hidden state, each with a bias for grades and a length term."""
+    """K linear scores on a reply's pooled hidden state, each with a bias for grades and a length term.
 
-    def __init__(self, hidden_size: int, heads: int, seed: int, pooling: Pooling = "last") -> None:
+    A score has C parts: the raters' overall answer first, then one for each of D dimensions, all linear in
+    the same state. Without dimensions the overall part is the score.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        seed: int,
+        pooling: Pooling = "last",
+        dimensions: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.pooling: Pooling = pooling
+        self.dimensions = tuple(dimensions)
         self.weight_KH = nn.Parameter(torch.empty(heads, hidden_size))
         self.bias_K = nn.Parameter(torch.zeros(heads))
         self.length_K = nn.Parameter(torch.zeros(heads))
@@ -235,10 +247,57 @@ class RewardHeads(nn.Module):
         for k in range(heads):
             generator = torch.Generator().manual_seed(seed + k)
             nn.init.normal_(self.weight_KH.data[k], std=(hidden_size + 1) ** -0.5, generator=generator)
+        if self.dimensions:
+            self._add_dimensions(len(self.dimensions), seed)
+
+    def _add_dimensions(self, count: int, seed: int) -> None:
+        heads, hidden_size = self.weight_KH.shape
+        drawn_DKH = torch.empty(count, heads, hidden_size)
+        generator = torch.Generator().manual_seed(seed + heads)
+        nn.init.normal_(drawn_DKH, std=(hidden_size + 1) ** -0.5, generator=generator)
+        self.dimension_DKH = nn.Parameter(drawn_DKH)
+        self.dimension_bias_DK = nn.Parameter(torch.zeros(count, heads))
+        self.dimension_length_DK = nn.Parameter(torch.zeros(count, heads))
+        self.part_mean_CK: Tensor
+        self.part_deviation_CK: Tensor
+        self.part_weight_C: Tensor
+        self.register_buffer("part_mean_CK", torch.zeros(1 + count, heads))
+        self.register_buffer("part_deviation_CK", torch.ones(1 + count, heads))
+        self.register_buffer("part_weight_C", torch.tensor([1.0] + [0.0] * count))
 
     def forward(self, hidden_BH: Tensor) -> Tensor:
         """Raw scores_BK, without length term and not standardised."""
         return hidden_BH.float() @ self.weight_KH.T
+
+    def parts(self, hidden_BH: Tensor) -> Tensor:
+        """Raw scores_BCK of every part."""
+        overall_BK = self.forward(hidden_BH)
+        if not self.dimensions:
+            return overall_BK[:, None]
+        return torch.cat(
+            [overall_BK[:, None], torch.einsum("bh,dkh->bdk", hidden_BH.float(), self.dimension_DKH)], 1
+        )
+
+    @property
+    def bias_CK(self) -> Tensor:
+        """Of every part, for grades."""
+        return (
+            torch.cat([self.bias_K[None], self.dimension_bias_DK]) if self.dimensions else self.bias_K[None]
+        )
+
+    @property
+    def length_CK(self) -> Tensor:
+        """Of every part, per unit of length."""
+        if not self.dimensions:
+            return self.length_K[None]
+        return torch.cat([self.length_K[None], self.dimension_length_DK])
+
+    def combined(self, scores_BCK: Tensor) -> Tensor:
+        """One score a head, raw: Σ_c w_c·(s_c − mean_c)/deviation_c; without dimensions the overall part."""
+        if not self.dimensions:
+            return scores_BCK[:, 0]
+        standard_BCK = (scores_BCK - self.part_mean_CK) / self.part_deviation_CK
+        return torch.einsum("bck,c->bk", standard_BCK, self.part_weight_C)
 
     def standardised(self, scores_BK: Tensor) -> Tensor:
         """Mean 0, deviation 1 on the root-reference samples that `mean_K` and `deviation_K` come from."""
