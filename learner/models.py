@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
-from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
+from learner.compatibility import check_forward, context, eos_ids, open_base
 from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
 from learner.output_layer import OutputLayer
@@ -55,9 +55,7 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
-        config = self.causal_lm.config
-        softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.output = OutputLayer(self.lm_head, logit_scale(config), softcap)
+        self.output = OutputLayer.of(self.causal_lm)
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""The frozen output layer: all logits where they are needed, else log-probabilities of given tokens alone.
+"""The output layer: logits where they are needed, else log-probabilities of given tokens alone.
 
 With a vocabulary of 150,000 the logits of a micro-batch are by far the largest tensor of an update, and
 autograd keeps several of that size. But a token's log-probability is one number, and what it sends back into
@@ -8,7 +8,7 @@ Legend: N tokens, C tokens at a time, H hidden size, V vocabulary, W a block of 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ class OutputLayer:
     linear: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
+
+    @classmethod
+    def of(cls, causal_lm: Any) -> Self:
+        """The model's own: Cohere names a factor, Granite a divisor, Gemma 2 a cap."""
+        config = causal_lm.config
+        factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(causal_lm.get_output_embeddings(), float(factor / divisor), softcap)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""

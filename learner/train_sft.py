@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feedback.events import Message
-from learner.compatibility import open_base, output_logits
+from learner.compatibility import open_base
 from learner.distributed import add_up_gradients, dealt, is_main, total
 from learner.errors import DataError, ModelError
+from learner.output_layer import OutputLayer
 from ops.base_model import verified
 from ops.errors import NoBaseModel
 
@@ -138,7 +139,7 @@ def summed_loss(
     hidden_BTH = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
     targets_BT = labels_BT[:, 1:]
     learned_BT = targets_BT != IGNORED
-    logits_NV = output_logits(model, hidden_BTH[:, :-1][learned_BT])
+    logits_NV = OutputLayer.of(model).logits(hidden_BTH[:, :-1][learned_BT])
     return F.cross_entropy(logits_NV, targets_BT[learned_BT], reduction="sum")
 
 
