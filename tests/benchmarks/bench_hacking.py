@@ -1,0 +1,252 @@
+"""Over-optimisation: what the reward model says and what is true, while the policy leaves the base model.
+
+Reward models learn from pairs of which a quarter is labelled wrongly: one head or the ensemble, with and
+without a length term. Four policies are pushed with no KL control at all, past the KL budget; a fifth run has
+the defaults. Gold and proxy come from the very replies that each step is trained on. Runs are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import msgspec
+import numpy as np
+import torch
+
+from learner import methods, train_policy
+from learner.batches import PairRow, RewardData, Sample
+from learner.config import Learner
+from learner.models import LanguageActor, Role, Trunk
+from learner.sampling import LocalSampler
+from learner.train_policy import PPO, RunState, StepMetrics
+from ops.simulation import helpdesk
+from tests.benchmarks import simulated
+from tests.benchmarks.simulated import LEARNER, folder, kept
+
+Row = dict[str, object]
+
+NOISE = 0.25
+"""Share of the pairs whose label is turned round."""
+PAIRS = 400
+BANK = 4
+"""Replies of the base model to each question: pairs are made of them, and gains counted from them."""
+SEEDS = 2
+STEPS = 24
+WINDOW = 3
+"""Steps that gold is averaged over: one alone moves by chance about as much as the goal allows."""
+ALLOWED_FALL = 0.05
+CURVES = Path("build/studies/hacking.json")
+"""What the figures are drawn from."""
+
+
+class Variant(msgspec.Struct, frozen=True):
+    name: str
+    heads: int
+    length_control: bool
+    kl_control: bool = False
+
+    @property
+    def slug(self) -> str:
+        return self.name.replace(",", "").replace(" ", "-")
+
+    @property
+    def reward(self) -> str:
+        """Folder of the reward model; variants that differ in nothing else share it."""
+        return f"reward-{self.heads}" + ("-length" if self.length_control else "")
+
+    @property
+    def learner(self) -> Learner:
+        return msgspec.structs.replace(
+            LEARNER,
+            reward_heads=self.heads,
+            reward_length_covariate=self.length_control,
+            policy_steps=STEPS,
+        )
+
+    def ppo(self, seed: int) -> PPO:
+        """The defaults; or the same without any pull towards the root reference."""
+        settings = methods.ppo_settings(self.learner, seed)
+        if self.kl_control:
+            return settings
+        return replace(settings, beta=0.0, adapt_beta=False, kl_budget=2 * settings.kl_budget)
+
+
+VARIANTS = (
+    Variant("one head", 1, False),
+    Variant("one head, length control", 1, True),
+    Variant("ensemble", LEARNER.reward_heads, False),
+    Variant("ensemble, length control", LEARNER.reward_heads, True),
+)
+DEFAULTS = Variant("the defaults", LEARNER.reward_heads, LEARNER.reward_length_covariate, kl_control=True)
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One policy step, over the replies that it was trained on."""
+
+    kl_nats: float
+    """To the root reference, per reply."""
+    proxy: float
+    """Mean reward, in deviations of the base model's."""
+    gold: float
+    """Mean gain in true utility over the base model's replies to the same questions."""
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    variant: str
+    seed: int
+    accuracy: float
+    """Of the reward model, on rightly labelled pairs about held-out questions."""
+    points: list[Point]
+
+
+def rows() -> list[Row]:
+    found = curves()
+    CURVES.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    plain = [c for c in found if c.variant == VARIANTS[0].name]
+    table: list[Row] = []
+    for variant in (*VARIANTS, DEFAULTS):
+        own = [c for c in found if c.variant == variant.name]
+        default = variant.heads == DEFAULTS.heads and variant.length_control == DEFAULTS.length_control
+        peers = (None, None) if variant is VARIANTS[0] else (VARIANTS[0].name, plain)
+        for figure, of, unit, goal in FIGURES:
+            table.append(
+                {
+                    "figure": f"{variant.name}: {figure}",
+                    "value": of(own),
+                    "unit": unit,
+                    "goal": goal if default else None,
+                    "peer": peers[0],
+                    "peer_value": None if peers[1] is None else of(peers[1]),
+                }
+            )
+    return table
+
+
+def curves() -> list[Curve]:
+    return [curve(variant, seed) for seed in simulated.seeds(SEEDS) for variant in (*VARIANTS, DEFAULTS)]
+
+
+def curve(variant: Variant, seed: int) -> Curve:
+    return kept(_place(seed) / f"{variant.slug}.json", Curve, lambda: pushed(variant, seed))
+
+
+def pushed(variant: Variant, seed: int) -> Curve:
+    """A policy trained against a reward model that learned from partly wrong labels."""
+    trunk, ppo = simulated.fresh_trunk(seed), variant.ppo(seed)
+    bank = bank_of(trunk, seed)
+    usual = usual_gold(trunk, bank)
+    prompts = list(dict.fromkeys(sample.prompt for sample in bank))
+    heldout = drawn(trunk, seed, "heldout", simulated.QUESTIONS, 2)
+    data = RewardData(pairs=labelled(trunk, bank, seed), heldout_pairs=truths(trunk, heldout))
+    model, report = simulated.reward_model(
+        trunk, data, prompts, variant.learner, seed, _place(seed) / variant.reward
+    )
+    gains: list[float] = []
+    points: list[Point] = []
+
+    def scorer(samples: Sequence[Sample]) -> torch.Tensor:
+        gains.extend(simulated.gold(trunk.encoder, s) - usual[s.prompt.digest] for s in samples)
+        return model(samples)
+
+    def observe(metrics: StepMetrics, state: RunState) -> None:
+        points.append(Point(metrics.kl_root_nats, metrics.score_mean, float(np.mean(gains))))
+        gains.clear()
+
+    actor = LanguageActor(trunk)
+    state = train_policy.start(actor, ppo)
+    train_policy.run(actor, LocalSampler(trunk), prompts, scorer, ppo, state, observe)
+    return Curve(variant=variant.name, seed=seed, accuracy=report.accuracy, points=points)
+
+
+def bank_of(trunk: Trunk, seed: int) -> list[Sample]:
+    """Replies of the base model to every question that users ask."""
+    return drawn(trunk, seed, "seen", helpdesk.questions("seen"), BANK)
+
+
+def drawn(trunk: Trunk, seed: int, split: str, questions: Sequence[str], n: int) -> list[Sample]:
+    return kept(
+        _place(seed) / f"bank-{split}.json",
+        list[Sample],
+        lambda: simulated.draw(trunk, Role.ROOT, questions, n, 1000 + seed),
+    )
+
+
+def usual_gold(trunk: Trunk, bank: Sequence[Sample]) -> dict[str, float]:
+    """Mean true utility of the base model's replies, by question."""
+    values: dict[str, list[float]] = {}
+    for sample in bank:
+        values.setdefault(sample.prompt.digest, []).append(simulated.gold(trunk.encoder, sample))
+    return {question: float(np.mean(own)) for question, own in values.items()}
+
+
+def _place(seed: int) -> Path:
+    return folder() / f"hacking/{seed}"
+
+
+def labelled(trunk: Trunk, bank: Sequence[Sample], seed: int) -> list[PairRow]:
+    """Two of the base model's replies to one question, the truly better one preferred, but for `NOISE`."""
+    rng = Random(f"{seed}-labels")
+    right = truths(trunk, bank)
+    chosen = rng.sample(right, PAIRS)
+    return [PairRow(p.rejected, p.chosen) if rng.random() < NOISE else p for p in chosen]
+
+
+def truths(trunk: Trunk, bank: Sequence[Sample]) -> list[PairRow]:
+    """Neighbours in the bank that answer the same question and are not worth the same, the better one chosen."""
+    found = []
+    for one, other in zip(bank[::2], bank[1::2], strict=True):
+        ours, theirs = (simulated.gold(trunk.encoder, sample) for sample in (one, other))
+        if ours != theirs:
+            found.append(PairRow(one, other) if ours > theirs else PairRow(other, one))
+    return found
+
+
+def smooth(points: Sequence[Point]) -> list[float]:
+    """Gold, mean of `WINDOW` steps around each."""
+    gold = [p.gold for p in points]
+    half = WINDOW // 2
+    return [float(np.mean(gold[max(0, i - half) : i + half + 1])) for i in range(len(gold))]
+
+
+def within_budget(points: Sequence[Point]) -> list[Point]:
+    """Up to the step at which the KL budget would have stopped the run."""
+    over = next((i for i, p in enumerate(points) if p.kl_nats > LEARNER.kl_budget_nats), len(points))
+    return list(points[:over])
+
+
+def fall(points: Sequence[Point]) -> float:
+    """The most that gold ever lies below its best so far, before the budget."""
+    gold = np.array(smooth(within_budget(points)))
+    return float((np.maximum.accumulate(gold) - gold).max())
+
+
+FIGURES = (
+    (
+        "reward model's accuracy on right pairs",
+        lambda own: float(np.mean([c.accuracy for c in own])),
+        "",
+        None,
+    ),
+    (
+        "gold gain at its peak",
+        lambda own: float(np.mean([max(smooth(within_budget(c.points))) for c in own])),
+        "of 1",
+        None,
+    ),
+    (
+        "gold's fall from its peak within the KL budget, mean",
+        lambda own: float(np.mean([fall(c.points) for c in own])),
+        "of 1",
+        None,
+    ),
+    (
+        "gold's fall from its peak within the KL budget, worst seed",
+        lambda own: max(fall(c.points) for c in own),
+        "of 1",
+        f"< {ALLOWED_FALL:g}",
+    ),
+    ("proxy at the end", lambda own: float(np.mean([c.points[-1].proxy for c in own])), "deviations", None),
+    ("KL at the end", lambda own: float(np.mean([c.points[-1].kl_nats for c in own])), "nats/reply", None),
+)
+"""What is said of a variant's curves."""

@@ -1,0 +1,185 @@
+"""Sample efficiency: what the assistant is truly worth after so many signals, by every way to train its policy.
+
+Each cell is one turn from the base model: simulated users send the signals, rows are derived from them, the
+policy is trained, its true utility is taken on held-out questions (`simulated`). Cells are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from learner import methods
+from learner.config import Learner, Method
+from learner.measures import Interval, clustered_bootstrap
+from learner.methods import Material, Task
+from learner.models import LanguageActor, Role
+from learner.sampling import LocalSampler
+from tests.benchmarks import simulated
+from tests.benchmarks.simulated import LEARNER, QUESTIONS, Worth, folder, kept
+
+Row = dict[str, object]
+
+METHODS: tuple[Method, ...] = ("ppo", "rloo", "dpo", "kto", "sft")
+SEEDS = {100: 2, 300: 2, 1000: 2, 3000: 2, 10_000: 1}
+"""Usual number of seeds by number of signals: the dear end gets fewer."""
+POINTS = Path("build/studies/samples.json")
+"""What the figures are drawn from."""
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn."""
+
+    worth: Worth
+    conversations: int
+    pairs: int
+    grades: int
+    edits: int
+    """Rows to train on."""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """A method's gain in true utility after so many signals, over the base model on the same questions."""
+
+    method: Method
+    signals: int
+    gain: float
+    low: float
+    high: float
+    """95 %, questions drawn anew, all seeds' replies to one together."""
+    by_seed: list[float]
+    kl_nats: float
+    words: float
+
+
+def rows() -> list[Row]:
+    table = marks()
+    POINTS.write_bytes(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
+    best = {m.signals: max(o.gain for o in table if o.signals == m.signals) for m in table}
+    found: list[Row] = [_row("base model: true utility", float(np.mean(base_worth().utilities)), "of 1")]
+    for m in table:
+        name = f"{m.method}, {m.signals} signals, {len(m.by_seed)} seeds"
+        found += [
+            _row(f"{name}: gain in true utility", m.gain, "of 1", "best of five", best[m.signals]),
+            _row(f"{name}: 95 % from", m.low, "of 1"),
+            _row(f"{name}: 95 % to", m.high, "of 1"),
+            _row(f"{name}: KL to the root", m.kl_nats, "nats/reply"),
+        ]
+    return found
+
+
+def marks() -> list[Mark]:
+    return [mark(method, signals) for method in METHODS for signals in SEEDS]
+
+
+def mark(method: Method, signals: int) -> Mark:
+    cells = [cell(seed, signals, method) for seed in simulated.seeds(SEEDS[signals])]
+    gains_SQ = np.array([c.worth.utilities for c in cells]) - np.array(base_worth().utilities)
+    found = interval(gains_SQ)
+    return Mark(
+        method=method,
+        signals=signals,
+        gain=found.value,
+        low=found.low,
+        high=found.high,
+        by_seed=[float(gain) for gain in gains_SQ.mean(axis=1)],
+        kl_nats=float(np.mean([c.worth.kl_nats for c in cells])),
+        words=float(np.mean([c.worth.words for c in cells])),
+    )
+
+
+def interval(gains_SQ: np.ndarray) -> Interval:
+    """Of the mean of gains by seed and question."""
+    return clustered_bootstrap(gains_SQ.mean(axis=0), list(QUESTIONS), np.random.default_rng(0))
+
+
+@cache
+def base_worth() -> Worth:
+    """Over four seeds' replies: what all gains are counted from."""
+    found = [
+        kept(folder() / f"base/{seed}.json", Worth, lambda s=seed: simulated.worth(_trunk(s), Role.ROOT, s))
+        for seed in range(101, 105)
+    ]
+    utilities = np.mean([f.utilities for f in found], axis=0)
+    return msgspec.structs.replace(found[0], utilities=[float(u) for u in utilities])
+
+
+def cell(seed: int, signals: int, method: Method) -> Cell:
+    return kept(
+        folder() / f"samples/{seed}/{signals}/{method}.json", Cell, lambda: turned(seed, signals, method)
+    )
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What there is to learn from after so many signals."""
+
+    material: Material
+    conversations: int
+
+
+def turned(seed: int, signals: int, method: Method) -> Cell:
+    """One turn of the loop, from signals to the truth."""
+    trunk, learner = _trunk(seed), settings(method, signals)
+    talks = simulated.gathered(trunk, seed, signals)
+    material = simulated.learned_from(talks, trunk.encoder)
+    place = folder() / f"samples/{seed}/{signals}"
+    scorer = _unused
+    if method in ("ppo", "rloo"):
+        scorer, _ = simulated.reward_model(
+            trunk, material.data, material.prompts, learner, seed, place / "reward"
+        )
+    methods.train(
+        Task(
+            actor=LanguageActor(trunk),
+            sampler=LocalSampler(trunk),
+            scorer=scorer,
+            material=material,
+            learner=learner,
+            seed=seed,
+            fingerprint=f"{seed}-{signals}-{method}",
+            folder=place / method,
+        )
+    )
+    return Cell(
+        worth=simulated.worth(trunk, Role.POLICY, seed),
+        conversations=len(talks),
+        pairs=len(material.data.pairs),
+        grades=len(material.data.grades),
+        edits=len(material.edits),
+    )
+
+
+def settings(method: Method, signals: int) -> Learner:
+    """The demo's; beyond 1,000 signals one pass over the rows instead of two or three."""
+    once = {"reward_epochs": 1, "fit_epochs": 1} if signals > 1000 else {}
+    return msgspec.structs.replace(LEARNER, method=method, **once, **SETTINGS.get(method, {}))
+
+
+SETTINGS: dict[Method, dict[str, float]] = {}
+"""What of the settings is a method's own, chosen on seed 0."""
+
+
+def _unused(samples: Sequence[object]) -> torch.Tensor:
+    raise AssertionError("this method reads no reward")
+
+
+def _trunk(seed: int):
+    return simulated.fresh_trunk(seed)
+
+
+def _row(
+    figure: str, value: float, unit: str, peer: str | None = None, peer_value: float | None = None
+) -> Row:
+    return {
+        "figure": figure,
+        "value": value,
+        "unit": unit,
+        "goal": None,
+        "peer": peer,
+        "peer_value": peer_value,
+    }
