@@ -6,7 +6,6 @@ the defaults. Gold and proxy come from the very replies that each step is traine
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -14,12 +13,13 @@ import msgspec
 import numpy as np
 import torch
 
-from learner import methods, train_policy
-from learner.batches import PairRow, RewardData, Sample
+from learner import methods
+from learner.batches import PairRow, RewardData, Sample, Scorer
 from learner.config import Learner
+from learner.methods import Material, Task
 from learner.models import LanguageActor, Role, Trunk
 from learner.sampling import LocalSampler
-from learner.train_policy import PPO, RunState, StepMetrics
+from learner.train_policy import StepMetrics
 from ops.simulation import helpdesk
 from tests.benchmarks import simulated
 from tests.benchmarks.simulated import LEARNER, folder, kept
@@ -29,11 +29,11 @@ Row = dict[str, object]
 NOISE = 0.25
 """Share of the pairs whose label is turned round."""
 PAIRS = 400
-BANK = 4
-"""Replies of the base model to each question: pairs are made of them, and gains counted from them."""
 SEEDS = 2
-STEPS = 24
-WINDOW = 3
+STEPS = 16
+PUSH = {"beta": 0.0, "kl_budget_nats": 2 * LEARNER.kl_budget_nats, "policy_lr": 1.2e-2, "epochs": 2}
+"""Nothing pulls towards the base model, and steps are large: the budget is reached in few of them."""
+WINDOW = 5
 """Steps that gold is averaged over: one alone moves by chance about as much as the goal allows."""
 ALLOWED_FALL = 0.05
 CURVES = Path("build/studies/hacking.json")
@@ -48,7 +48,7 @@ class Variant(msgspec.Struct, frozen=True):
 
     @property
     def slug(self) -> str:
-        return self.name.replace(",", "").replace(" ", "-")
+        return simulated.named(self.name.replace(",", "").replace(" ", "-"), self.learner)
 
     @property
     def reward(self) -> str:
@@ -57,19 +57,15 @@ class Variant(msgspec.Struct, frozen=True):
 
     @property
     def learner(self) -> Learner:
+        """The study's settings with this reward model, and the push where there is no KL control."""
         return msgspec.structs.replace(
             LEARNER,
             reward_heads=self.heads,
             reward_length_covariate=self.length_control,
             policy_steps=STEPS,
+            prompts_per_step=16,
+            **({} if self.kl_control else PUSH),
         )
-
-    def ppo(self, seed: int) -> PPO:
-        """The defaults; or the same without any pull towards the root reference."""
-        settings = methods.ppo_settings(self.learner, seed)
-        if self.kl_control:
-            return settings
-        return replace(settings, beta=0.0, adapt_beta=False, kl_budget=2 * settings.kl_budget)
 
 
 VARIANTS = (
@@ -133,43 +129,69 @@ def curve(variant: Variant, seed: int) -> Curve:
 
 def pushed(variant: Variant, seed: int) -> Curve:
     """A policy trained against a reward model that learned from partly wrong labels."""
-    trunk, ppo = simulated.fresh_trunk(seed), variant.ppo(seed)
-    bank = bank_of(trunk, seed)
-    usual = usual_gold(trunk, bank)
+    trunk, place = simulated.fresh_trunk(seed), _place(seed) / variant.slug
+    bank, heldout = drawn(trunk, "seen"), drawn(trunk, "heldout")
     prompts = list(dict.fromkeys(sample.prompt for sample in bank))
-    heldout = drawn(trunk, seed, "heldout", simulated.QUESTIONS, 2)
     data = RewardData(pairs=labelled(trunk, bank, seed), heldout_pairs=truths(trunk, heldout))
     model, report = simulated.reward_model(
         trunk, data, prompts, variant.learner, seed, _place(seed) / variant.reward
     )
-    gains: list[float] = []
-    points: list[Point] = []
-
-    def scorer(samples: Sequence[Sample]) -> torch.Tensor:
-        gains.extend(simulated.gold(trunk.encoder, s) - usual[s.prompt.digest] for s in samples)
-        return model(samples)
-
-    def observe(metrics: StepMetrics, state: RunState) -> None:
-        points.append(Point(metrics.kl_root_nats, metrics.score_mean, float(np.mean(gains))))
-        gains.clear()
-
-    actor = LanguageActor(trunk)
-    state = train_policy.start(actor, ppo)
-    train_policy.run(actor, LocalSampler(trunk), prompts, scorer, ppo, state, observe)
-    return Curve(variant=variant.name, seed=seed, accuracy=report.accuracy, points=points)
-
-
-def bank_of(trunk: Trunk, seed: int) -> list[Sample]:
-    """Replies of the base model to every question that users ask."""
-    return drawn(trunk, seed, "seen", helpdesk.questions("seen"), BANK)
-
-
-def drawn(trunk: Trunk, seed: int, split: str, questions: Sequence[str], n: int) -> list[Sample]:
-    return kept(
-        _place(seed) / f"bank-{split}.json",
-        list[Sample],
-        lambda: simulated.draw(trunk, Role.ROOT, questions, n, 1000 + seed),
+    gold = GoldBesides(trunk, model, usual_gold(trunk, bank), place / "gold.jsonl")
+    methods.train(
+        Task(
+            actor=LanguageActor(trunk),
+            sampler=LocalSampler(trunk),
+            scorer=gold,
+            material=Material(prompts=prompts, data=data, edits=[]),
+            learner=variant.learner,
+            seed=seed,
+            fingerprint=variant.slug,
+            folder=place,
+            watch=gold.note,
+        )
     )
+    lines = (place / "metrics.jsonl").read_bytes().splitlines()
+    steps = [msgspec.json.decode(line, type=StepMetrics) for line in lines]
+    return Curve(
+        variant=variant.name,
+        seed=seed,
+        accuracy=report.accuracy,
+        points=[Point(m.kl_root_nats, m.score_mean, gold.by_step()[m.step]) for m in steps],
+    )
+
+
+class GoldBesides:
+    """A scorer that also notes, step by step, what is true of the replies it scores."""
+
+    def __init__(self, trunk: Trunk, model: Scorer, usual: dict[str, float], path: Path) -> None:
+        """`usual` is what gains are counted from, by question."""
+        self._encoder, self._model, self._usual, self._path = trunk.encoder, model, usual, path
+        self._gains: list[float] = []
+
+    def __call__(self, samples: Sequence[Sample]) -> torch.Tensor:
+        self._gains += [simulated.gold(self._encoder, s) - self._usual[s.prompt.digest] for s in samples]
+        return self._model(samples)
+
+    def note(self, metrics: methods.Metrics, steps: int) -> None:
+        with self._path.open("ab") as f:
+            f.write(msgspec.json.encode((metrics.step, float(np.mean(self._gains)))) + b"\n")
+        self._gains.clear()
+
+    def by_step(self) -> dict[int, float]:
+        """A step that was repeated after a stop counts as it was at last."""
+        lines = self._path.read_bytes().splitlines()
+        return dict(msgspec.json.decode(line, type=tuple[int, float]) for line in lines)
+
+
+BANKS = {"seen": (helpdesk.questions("seen"), 4), "heldout": (simulated.QUESTIONS, 2)}
+"""Questions, and replies of the base model to each: pairs are made of them, and gains counted from them."""
+
+
+def drawn(trunk: Trunk, name: str) -> list[Sample]:
+    """The same for all seeds."""
+    questions, n = BANKS[name]
+    path = folder() / f"hacking/bank-{name}.json"
+    return kept(path, list[Sample], lambda: simulated.draw(trunk, Role.ROOT, questions, n, seed=1000))
 
 
 def usual_gold(trunk: Trunk, bank: Sequence[Sample]) -> dict[str, float]:
@@ -193,7 +215,7 @@ def labelled(trunk: Trunk, bank: Sequence[Sample], seed: int) -> list[PairRow]:
 
 
 def truths(trunk: Trunk, bank: Sequence[Sample]) -> list[PairRow]:
-    """Neighbours in the bank that answer the same question and are not worth the same, the better one chosen."""
+    """Pairs of neighbours in the bank, the truly better one chosen; those of equal worth are left out."""
     found = []
     for one, other in zip(bank[::2], bank[1::2], strict=True):
         ours, theirs = (simulated.gold(trunk.encoder, sample) for sample in (one, other))

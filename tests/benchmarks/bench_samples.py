@@ -1,11 +1,10 @@
-"""Sample efficiency: what the assistant is truly worth after so many signals, by every way to train its policy.
+"""Sample efficiency: what the assistant is truly worth after so many signals, by each way to train it.
 
 Each cell is one turn from the base model: simulated users send the signals, rows are derived from them, the
 policy is trained, its true utility is taken on held-out questions (`simulated`). Cells are kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from learner import methods
 from learner.config import Learner, Method
 from learner.measures import Interval, clustered_bootstrap
-from learner.methods import Material, Task
+from learner.methods import Task
 from learner.models import LanguageActor, Role
 from learner.sampling import LocalSampler
 from tests.benchmarks import simulated
@@ -99,35 +98,30 @@ def interval(gains_SQ: np.ndarray) -> Interval:
 
 @cache
 def base_worth() -> Worth:
-    """Over four seeds' replies: what all gains are counted from."""
+    """Over three seeds' replies: what all gains are counted from."""
     found = [
-        kept(folder() / f"base/{seed}.json", Worth, lambda s=seed: simulated.worth(_trunk(s), Role.ROOT, s))
-        for seed in range(101, 105)
+        kept(
+            folder() / f"base/{seed}.json",
+            Worth,
+            lambda s=seed: simulated.worth(simulated.fresh_trunk(s), Role.ROOT, s),
+        )
+        for seed in range(101, 104)
     ]
     utilities = np.mean([f.utilities for f in found], axis=0)
     return msgspec.structs.replace(found[0], utilities=[float(u) for u in utilities])
 
 
 def cell(seed: int, signals: int, method: Method) -> Cell:
-    return kept(
-        folder() / f"samples/{seed}/{signals}/{method}.json", Cell, lambda: turned(seed, signals, method)
-    )
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What there is to learn from after so many signals."""
-
-    material: Material
-    conversations: int
+    name = simulated.named(method, settings(method, signals))
+    return kept(_place(seed, signals) / f"{name}.json", Cell, lambda: turned(seed, signals, method))
 
 
 def turned(seed: int, signals: int, method: Method) -> Cell:
     """One turn of the loop, from signals to the truth."""
-    trunk, learner = _trunk(seed), settings(method, signals)
+    trunk, learner = simulated.fresh_trunk(seed), settings(method, signals)
     talks = simulated.gathered(trunk, seed, signals)
     material = simulated.learned_from(talks, trunk.encoder)
-    place = folder() / f"samples/{seed}/{signals}"
+    place = _place(seed, signals)
     scorer = _unused
     if method in ("ppo", "rloo"):
         scorer, _ = simulated.reward_model(
@@ -141,8 +135,8 @@ def turned(seed: int, signals: int, method: Method) -> Cell:
             material=material,
             learner=learner,
             seed=seed,
-            fingerprint=f"{seed}-{signals}-{method}",
-            folder=place / method,
+            fingerprint=f"{seed}-{signals}",
+            folder=place / simulated.named(method, learner),
         )
     )
     return Cell(
@@ -164,12 +158,12 @@ SETTINGS: dict[Method, dict[str, float]] = {}
 """What of the settings is a method's own, chosen on seed 0."""
 
 
+def _place(seed: int, signals: int) -> Path:
+    return folder() / f"samples/{seed}/{signals}"
+
+
 def _unused(samples: Sequence[object]) -> torch.Tensor:
     raise AssertionError("this method reads no reward")
-
-
-def _trunk(seed: int):
-    return simulated.fresh_trunk(seed)
 
 
 def _row(

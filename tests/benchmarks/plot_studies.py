@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.plot_studies`: draws docs/images/hacking.png and samples.png, prints their tables.
+"""`python -m tests.benchmarks.plot_studies`: draws docs/images/hacking.png and samples.png, prints a table.
 
 From what `make bench-hacking` and `make bench-samples` left in build/studies.
 """

@@ -1,8 +1,8 @@
-"""The simulated help desk around the embedded base model, in one process: feedback from its users, and the truth.
+"""The simulated help desk around the embedded base model, in one process: its users' feedback, and the truth.
 
-The users are the demo's (`ops.simulation.users`); where their OpenAI client would be, `Office` draws the replies
-of all who wait in one batch and notes what the gateway would record. Rows come from those events by the pipeline's
-own functions. Whatever takes long is kept under build/studies, so that a stopped study goes on where it was.
+The users are the demo's (`ops.simulation.users`); where their OpenAI client would be, `Office` draws the
+replies of all who wait in one batch and notes what the gateway would record. Rows come from those events by
+the pipeline's own functions. What takes long is kept in build/studies: a stopped study goes on where it was.
 """
 
 import asyncio
@@ -57,12 +57,15 @@ T = TypeVar("T")
 
 LEARNER = msgspec.convert(
     tomllib.loads(demo.CONFIG.format(data_dir="", port=0, min_new_weight=0))["learner"]
-    | {"sampler": "local"},
+    | {"sampler": "local", "policy_steps": 10, "prompts_per_step": 24, "checkpoint_every": 1},
     Learner,
 )
-"""The demo's settings: learning rates that suit so small a model, and the defaults for all else."""
-HABITS = users.Habits(stream=0.0, named=1.0, follow_up=0.0, words_per_s=math.inf)
-"""The demo's users, who ask one question each. Their seconds of reading are noted, not waited for."""
+"""The demo's: learning rates that suit so small a model, and the defaults. About half as many samples."""
+HABITS = users.Habits(
+    turns=1, stream=0.0, named=1.0, thumbs_up=0.7, thumbs_down=0.5, explicit_edit=1.0, words_per_s=math.inf
+)
+"""The demo's users, who ask one question each, press twice as often and send what they edit. Their seconds of
+reading are noted, not waited for."""
 PIPELINE = Pipeline(retry_window_s=0.0)
 COMPARISON_RATE = 0.1
 WAVE = 256
@@ -72,13 +75,13 @@ STEP = timedelta(seconds=30)
 """Between two events of a conversation: time enough to read two replies."""
 
 QUESTIONS = tuple(Random(0).sample(helpdesk.questions("heldout"), 150))
-"""Held-out questions that the truth is taken on: other wordings of what was asked, and topics nobody asked about."""
+"""What the truth is taken on: other wordings of what users asked, and topics that nobody asked about."""
 REPLIES = 2
 """To each of them."""
 
 
 def seeds(usual: int) -> range:
-    """From 1: seed 0 is the one that settings are chosen on. RATCHET_STUDY_SEEDS asks for more of them, or fewer."""
+    """From 1: settings are chosen on seed 0. RATCHET_STUDY_SEEDS asks for more of them, or fewer."""
     return range(1, int(os.environ.get("RATCHET_STUDY_SEEDS", usual)) + 1)
 
 
@@ -92,6 +95,12 @@ def folder() -> Path:
     """Results of this base model under these settings; others have another folder."""
     values = msgspec.json.encode([LEARNER, HABITS, PIPELINE, store.base_digest(base_dir())], order="sorted")
     return Path("build/studies") / hashlib.sha256(values).hexdigest()[:12]
+
+
+def named(what: str, learner: Learner) -> str:
+    """`what` under these settings: a file name that another setting changes."""
+    digest = hashlib.sha256(msgspec.json.encode(learner, order="sorted")).hexdigest()
+    return f"{what}-{digest[:8]}"
 
 
 def kept(path: Path, kind: type[T], make: Callable[[], T]) -> T:
@@ -243,12 +252,12 @@ def _completion(name: str, text: str, extras: dict[str, Any]) -> Any:
     )
 
 
-async def chat(trunk: Trunk, seed: int) -> list[list[Event]]:
+async def chat(trunk: Trunk, seed: int, conversations: int = WAVE) -> list[list[Event]]:
     """What a wave of conversations leaves behind, one list each."""
-    office = Office(trunk, seed, WAVE)
+    office = Office(trunk, seed, conversations)
     desk = users.Desk(office, users.MODEL, HABITS, "seen", Counter(), Counter(), [], [], [])
     rng = Random(f"{seed}-questions")
-    asked = rng.choices(helpdesk.questions("seen"), users.popularity("seen"), k=WAVE)
+    asked = rng.choices(helpdesk.questions("seen"), users.popularity("seen"), k=conversations)
 
     async def hold(n: int, question: str) -> None:
         await users.hold(desk, users.begun(desk, users.person(seed, n), n, question))
