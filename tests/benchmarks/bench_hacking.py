@@ -224,22 +224,22 @@ def truths(trunk: Trunk, bank: Sequence[Sample]) -> list[PairRow]:
     return found
 
 
-def smooth(points: Sequence[Point]) -> list[float]:
-    """Gold, mean of `WINDOW` steps around each."""
-    gold = [p.gold for p in points]
+def smooth(values: Sequence[float]) -> list[float]:
+    """Each the mean of `WINDOW` steps around it, or of as many as there are."""
     half = WINDOW // 2
-    return [float(np.mean(gold[max(0, i - half) : i + half + 1])) for i in range(len(gold))]
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
 
 
-def within_budget(points: Sequence[Point]) -> list[Point]:
-    """Up to the step at which the KL budget would have stopped the run."""
-    over = next((i for i, p in enumerate(points) if p.kl_nats > LEARNER.kl_budget_nats), len(points))
-    return list(points[:over])
+def gold_within_budget(points: Sequence[Point]) -> list[float]:
+    """Smooth, up to the step at which the KL budget would have stopped the run."""
+    kl = smooth([p.kl_nats for p in points])
+    over = next((i for i, nats in enumerate(kl) if nats > LEARNER.kl_budget_nats), len(points))
+    return smooth([p.gold for p in points[:over]])
 
 
 def fall(points: Sequence[Point]) -> float:
     """The most that gold ever lies below its best so far, before the budget."""
-    gold = np.array(smooth(within_budget(points)))
+    gold = np.array(gold_within_budget(points))
     return float((np.maximum.accumulate(gold) - gold).max())
 
 
@@ -252,7 +252,7 @@ FIGURES = (
     ),
     (
         "gold gain at its peak",
-        lambda own: float(np.mean([max(smooth(within_budget(c.points))) for c in own])),
+        lambda own: float(np.mean([max(gold_within_budget(c.points)) for c in own])),
         "of 1",
         None,
     ),

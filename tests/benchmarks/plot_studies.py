@@ -3,7 +3,7 @@
 From what `make bench-hacking` and `make bench-samples` left in build/studies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.benchmarks import bench_hacking, bench_samples
-from tests.benchmarks.bench_hacking import Curve
+from tests.benchmarks.bench_hacking import Curve, Point, smooth
 from tests.benchmarks.bench_samples import Mark
 from tests.benchmarks.simulated import LEARNER
 
@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def _hacking(curves: Sequence[Curve]) -> None:
-    """Gold and proxy over √KL: seeds thin, their mean thick; the run under the defaults in black."""
+    """Gold and proxy over √KL, smooth: seeds thin, their mean thick; the run under the defaults in black."""
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     gold, proxy = figure.subplots(1, 2)
-    for axes, of in ((gold, bench_hacking.smooth), (proxy, lambda points: [p.proxy for p in points])):
+    for axes, of in ((gold, lambda p: p.gold), (proxy, lambda p: p.proxy)):
         for name, colour in (*COLOURS.items(), (bench_hacking.DEFAULTS.name, "black")):
             _lines(axes, [c for c in curves if c.variant == name], of, name, colour)
         axes.axvline(np.sqrt(LEARNER.kl_budget_nats), color="grey", linestyle=":", linewidth=1.0)
@@ -52,8 +52,14 @@ def _hacking(curves: Sequence[Curve]) -> None:
     figure.savefig(OUT / "hacking.png", dpi=110)
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], of, name: str, colour: str) -> None:
-    found = [(np.sqrt([max(0.0, p.kl_nats) for p in c.points]), np.array(of(c.points))) for c in curves]
+def _lines(axes: Axes, curves: Sequence[Curve], of: Callable[[Point], float], name: str, colour: str) -> None:
+    found = [
+        (
+            np.sqrt(np.maximum(0.0, smooth([p.kl_nats for p in c.points]))),
+            np.array(smooth([of(p) for p in c.points])),
+        )
+        for c in curves
+    ]
     for roots, values in found:
         axes.plot(roots, values, color=colour, linewidth=0.6, alpha=0.5)
     if found:
