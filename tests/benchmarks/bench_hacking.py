@@ -36,8 +36,6 @@ PUSH = {"beta": 0.0, "kl_budget_nats": 2 * LEARNER.kl_budget_nats, "epochs": 2}
 WINDOW = 5
 """Steps that gold is averaged over: one alone moves by chance about as much as the goal allows."""
 ALLOWED_FALL = 0.05
-CURVES = Path("build/studies/hacking.json")
-"""What the figures are drawn from."""
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -98,7 +96,6 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows() -> list[Row]:
     found = curves()
-    CURVES.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     plain = [c for c in found if c.variant == VARIANTS[0].name]
     table: list[Row] = []
     for variant in (*VARIANTS, DEFAULTS):
@@ -121,6 +118,15 @@ def rows() -> list[Row]:
 
 def curves() -> list[Curve]:
     return [curve(variant, seed) for seed in simulated.seeds(SEEDS) for variant in (*VARIANTS, DEFAULTS)]
+
+
+def kept_curves() -> list[Curve]:
+    """Those that have been run, of whatever seeds."""
+    return [
+        c
+        for variant in (*VARIANTS, DEFAULTS)
+        for c in simulated.all_kept(f"hacking/[1-9]*/{variant.slug}.json", Curve)
+    ]
 
 
 def curve(variant: Variant, seed: int) -> Curve:

@@ -28,8 +28,6 @@ Row = dict[str, object]
 METHODS: tuple[Method, ...] = ("ppo", "rloo", "dpo", "kto", "sft")
 SEEDS = {100: 2, 300: 2, 1000: 2, 3000: 1, 10_000: 1}
 """Usual number of seeds by number of signals: the dear end gets fewer."""
-POINTS = Path("build/studies/samples.json")
-"""What the figures are drawn from."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +57,6 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows() -> list[Row]:
     table = marks()
-    POINTS.write_bytes(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
     best = {m.signals: max(o.gain for o in table if o.signals == m.signals) for m in table}
     found: list[Row] = [_row("base model: true utility", float(np.mean(base_worth().utilities)), "of 1")]
     for m in table:
@@ -74,12 +71,28 @@ def rows() -> list[Row]:
 
 
 def marks() -> list[Mark]:
+    """One a method and size; runs whatever has not been run."""
     most = int(os.environ.get("RATCHET_STUDY_SIGNALS", max(SEEDS)))
-    return [mark(method, signals) for method in METHODS for signals in SEEDS if signals <= most]
+    return [
+        mark(method, size, [cell(seed, size, method) for seed in simulated.seeds(SEEDS[size])])
+        for method in METHODS
+        for size in SEEDS
+        if size <= most
+    ]
 
 
-def mark(method: Method, signals: int) -> Mark:
-    cells = [cell(seed, signals, method) for seed in simulated.seeds(SEEDS[signals])]
+def kept_marks() -> list[Mark]:
+    """Of what has been run, whatever seeds."""
+    found = []
+    for method in METHODS:
+        for size in SEEDS:
+            name = simulated.named(method, settings(method, size))
+            cells = simulated.all_kept(f"samples/[1-9]*/{size}/{name}.json", Cell)
+            found += [mark(method, size, cells)] if cells else []
+    return found
+
+
+def mark(method: Method, signals: int, cells: Sequence[Cell]) -> Mark:
     gains_SQ = np.array([c.worth.utilities for c in cells]) - np.array(base_worth().utilities)
     found = interval(gains_SQ)
     return Mark(

@@ -1,13 +1,12 @@
 """`python -m tests.benchmarks.plot_studies`: draws docs/images/hacking.png and samples.png, prints a table.
 
-From what `make bench-hacking` and `make bench-samples` left in build/studies.
+From all runs that `make bench-hacking` and `make bench-samples` left in build/studies; runs none itself.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
-import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,10 +28,10 @@ METHOD_COLOURS = dict(
 def main() -> None:
     matplotlib.use("Agg")
     OUT.mkdir(parents=True, exist_ok=True)
-    if bench_hacking.CURVES.exists():
-        _hacking(msgspec.json.decode(bench_hacking.CURVES.read_bytes(), type=list[Curve]))
-    if bench_samples.POINTS.exists():
-        _samples(msgspec.json.decode(bench_samples.POINTS.read_bytes(), type=list[Mark]))
+    if curves := bench_hacking.kept_curves():
+        _hacking(curves)
+    if marks := bench_samples.kept_marks():
+        _samples(marks)
 
 
 def _hacking(curves: Sequence[Curve]) -> None:
@@ -88,17 +87,18 @@ def _samples(marks: Sequence[Mark]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(OUT / "samples.png", dpi=110)
-    print("| signals (seeds) |" + "".join(f" `{m}` |" for m in METHOD_COLOURS))
+    print("| signals |" + "".join(f" `{m}` |" for m in METHOD_COLOURS))
     print("|---|" + "---|" * len(METHOD_COLOURS))
     for size in sizes:
         row = {m.method: m for m in marks if m.signals == size}
-        seeds = len(next(iter(row.values())).by_seed)
-        print(
-            f"| {size:,} ({seeds}) |"
-            + "".join(
-                f" {row[m].gain:+.3f} [{row[m].low:+.3f}, {row[m].high:+.3f}] |" for m in METHOD_COLOURS
-            )
-        )
+        print(f"| {size:,} |" + "".join(f" {_cell(row.get(method))} |" for method in METHOD_COLOURS))
+
+
+def _cell(mark: Mark | None) -> str:
+    if mark is None:
+        return "–"
+    seeds = len(mark.by_seed)
+    return f"{mark.gain:+.3f} [{mark.low:+.3f}, {mark.high:+.3f}], {seeds} seed{'s' * (seeds > 1)}"
 
 
 if __name__ == "__main__":

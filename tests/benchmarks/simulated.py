@@ -114,6 +114,11 @@ def kept(path: Path, kind: type[T], make: Callable[[], T]) -> T:
     return msgspec.json.decode(path.read_bytes(), type=kind)
 
 
+def all_kept(pattern: str, kind: type[T]) -> list[T]:
+    """What earlier runs left in the paths that match, in their order."""
+    return [msgspec.json.decode(path.read_bytes(), type=kind) for path in sorted(folder().glob(pattern))]
+
+
 def fresh_trunk(seed: int) -> Trunk:
     torch.set_num_threads(1)
     return load_trunk(base_dir(), rank=LEARNER.rank, seed=seed)
