@@ -30,9 +30,9 @@ NOISE = 0.25
 """Share of the pairs whose label is turned round."""
 PAIRS = 400
 SEEDS = 2
-STEPS = 24
-PUSH = {"beta": 0.0, "kl_budget_nats": 2 * LEARNER.kl_budget_nats, "epochs": 2}
-"""Nothing pulls towards the base model, and each step takes two passes: so a run gets far in few of them."""
+SIZES = {"policy_steps": 16, "prompts_per_step": 16}
+PUSH = {"policy_steps": 24, "epochs": 2, "beta": 0.0, "kl_budget_nats": 2 * LEARNER.kl_budget_nats}
+"""Nothing pulls towards the base model, in half as many steps more, of two passes each: so a run gets far."""
 WINDOW = 5
 """Steps that gold is averaged over: one alone moves by chance about as much as the goal allows."""
 ALLOWED_FALL = 0.05
@@ -60,9 +60,7 @@ class Variant(msgspec.Struct, frozen=True):
             LEARNER,
             reward_heads=self.heads,
             reward_length_covariate=self.length_control,
-            policy_steps=STEPS,
-            prompts_per_step=16,
-            **({} if self.kl_control else PUSH),
+            **(SIZES if self.kl_control else SIZES | PUSH),
         )
 
 
