@@ -73,6 +73,8 @@ def _samples(marks: Sequence[Mark]) -> None:
     axes = figure.subplots()
     for place, (method, colour) in enumerate(METHOD_COLOURS.items()):
         own = [m for m in marks if m.method == method]
+        if not own:
+            continue
         at = np.array([m.signals for m in own]) * 1.05 ** (place - 2)
         gains = np.array([m.gain for m in own])
         errors = np.array([[m.gain - m.low for m in own], [m.high - m.gain for m in own]])
@@ -82,7 +84,8 @@ def _samples(marks: Sequence[Mark]) -> None:
     axes.set(
         xscale="log", xlabel="signals that users sent", ylabel="gain in true utility over the base model"
     )
-    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.set_xlim(0.6 * min(bench_samples.SEEDS), 1.6 * max(bench_samples.SEEDS))
+    axes.set_xticks(list(bench_samples.SEEDS), [f"{n:,}" for n in bench_samples.SEEDS])
     axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
