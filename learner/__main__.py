@@ -16,7 +16,7 @@ import msgspec
 
 from feedback.config import Deployment, Pipeline, read, section
 from feedback.errors import ConfigError, FeedbackError
-from learner.config import Eval, Judge, Learner
+from learner.config import Eval, Judge, Learner, Problems
 from learner.errors import LearnerError
 from ops import evaluation
 from ops.base_model import resolve
@@ -130,6 +130,7 @@ def perform(args: argparse.Namespace, config: Path | None) -> int:
         return judge(deployment, pipeline, section(sections, "judge", Judge))
     with progress_shown(sys.stderr.isatty() and int(os.environ.get("RANK", "0")) == 0) as progress:
         from learner.examination import examination
+        from learner.problems import load
         from learner.turn import Setting
 
         judging = section(sections, "judge", Judge)
@@ -140,6 +141,7 @@ def perform(args: argparse.Namespace, config: Path | None) -> int:
             base_dir=resolve(deployment),
             engine_urls=replica_urls(engine),
             examination=examination(deployment, section(sections, "eval", Eval), judging),
+            problems=load(section(sections, "problems", Problems)),
             progress=progress,
         )
         if args.verb == "eval":

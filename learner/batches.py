@@ -52,7 +52,7 @@ class PairRow:
     weight: float = 1.0
     kind: str = "comparison"
     dimensions: tuple[tuple[str, float], ...] = ()
-    """Name and probability that `chosen` is the better one under it, 0..1; measured, not trained on."""
+    """Name and probability that `chosen` is the better one under it, 0..1; those that raters told apart."""
 
     @property
     def digest(self) -> str:
@@ -71,6 +71,8 @@ class GradeRow:
     p: float
     weight: float = 1.0
     kind: str = "thumb"
+    dimensions: tuple[tuple[str, float], ...] = ()
+    """Name and probability that the reply is good under it; those that the rater told apart."""
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,10 @@
-"""`[learner]`, `[eval]`, `[judge]`: when a turn runs, how its models are trained and examined; who judges."""
+"""`[learner]`, `[problems]`, `[eval]`, `[judge]`: how models are trained, checked, examined; who judges."""
 
 from typing import Literal
 
 import msgspec
+
+from feedback.events import DIMENSIONS
 
 Method = Literal["ppo", "rloo", "dpo", "kto", "sft", "best_of_n"]
 """How the policy is trained (docs/methods.md)."""
@@ -43,6 +45,9 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reward_pooling: Literal["last", "mean"] = "last"
     """Hidden states that the heads score: the last token's, or the mean over the reply's tokens, which
     learns what a small trunk does not carry to the end (tone, hedging) from fewer rows."""
+    reward_dimensions: dict[str, float] = {}
+    """Heads of their own for `helpful`, `honest`, `harmless`, and what each counts beside the overall answer,
+    which counts 1; 0: measured only. A dimension that too few rows tell apart counts nothing."""
     reward_uncertainty: float = 0.5
     """PPO's reward is the heads' mean minus this times their standard deviation."""
     reward_length_covariate: bool = False
@@ -104,6 +109,10 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("rloo compares replies to one prompt: samples_per_prompt must be 2 or more")
         if self.method == "kto" and self.fit_batch_rows < 2:
             raise ValueError("kto compares rows of a batch: fit_batch_rows must be 2 or more")
+        if unknown := sorted(self.reward_dimensions.keys() - set(DIMENSIONS)):
+            raise ValueError(f"reward_dimensions: {unknown[0]!r} is none of {', '.join(DIMENSIONS)}")
+        if min(self.reward_dimensions.values(), default=0.0) < 0.0:
+            raise ValueError("reward_dimensions: a weight is below 0")
 
 
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,3 +167,35 @@ class Judge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url {self.url!r} must begin with http:// or https://")
+
+
+class Problems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[problems]`: prompts whose replies a program can check (docs/verifiable-rewards.md)."""
+
+    files: list[str] = []
+    """Problem files, JSON Lines; none: only what users asked is learned from."""
+    fraction: float = 0.25
+    """Share of the prompts of ppo, rloo and best_of_n that are problems; the others are what users asked."""
+    weights: dict[str, float] = {}
+    """By kind of check (`answer`, `steps`, `json`, `tool`, `code`), what passing it is worth beyond a verdict
+    of a half, in deviations of the learned reward; failing costs the same. 1 for those not named."""
+    learned_weight: float = 1.0
+    """What the learned reward counts on problems, beside the checks; 0: the checks alone."""
+    heldout: float = 0.2
+    """Share of the problems that is never trained on: the candidate is measured on them."""
+    eval_problems: int = 64
+    """Held-out problems for the evaluation report, at most."""
+    run_code: bool = False
+    """Allow `code` checks, which run programs that the model wrote (Linux, x86_64 or aarch64)."""
+    cpu_s: int = 2
+    """CPU seconds of such a program, with its tests."""
+    memory_mb: int = 512
+    """Its address space."""
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.fraction <= 1.0 and 0.0 <= self.heldout < 1.0):
+            raise ValueError(f"fraction {self.fraction} and heldout {self.heldout} must be shares of 1")
+        if unknown := sorted(self.weights.keys() - {"answer", "steps", "json", "tool", "code"}):
+            raise ValueError(f"weights: no check is of kind {unknown[0]!r}")
+        if min(self.cpu_s, self.memory_mb) < 1:
+            raise ValueError("cpu_s and memory_mb must be 1 or more")

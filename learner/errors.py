@@ -13,6 +13,8 @@ LearnerError
 ├── ConstitutionError  a file of principles that cannot be used
 ├── JudgeError         the judge gave no answer: out of reach, refusing, or no chat endpoint
 │   └── JudgeRefused       it would not take this one request, such as too long a conversation
+├── ProblemError       a problem file that cannot be used
+├── VerifierError      a reply to a problem could not be checked: no verdict
 ├── ProbeError         a probe set that cannot be used, or a gold scorer that is none
 ├── Busy               another learner is taking a turn on the same runs
 └── SamplingError      no engine gave the samples that were asked for
@@ -60,6 +62,14 @@ class CheckpointError(LearnerError):
 
 
 class ConstitutionError(LearnerError):
+    pass
+
+
+class ProblemError(LearnerError):
+    pass
+
+
+class VerifierError(LearnerError):
     pass
 
 

@@ -23,6 +23,7 @@ from learner.heldout import (
     share_well_formed,
     table,
     tokens,
+    verified_measures,
     win_measures,
 )
 from learner.measures import Floats, clustered_bootstrap
@@ -94,6 +95,7 @@ def evaluate(
         measure(plan.examination.probes, answered, rng),
         judge_measures(after, before, plan, rng),
         gold_measures(after, before, plan, rng),
+        verified_measures(after, before, plan),
     )
     for part, _ in parts:
         found |= part
@@ -156,7 +158,8 @@ def draw(
     heldout = sampled(plan.prompts, plan.samples_per_prompt)
     prompts = [prompt for _, several in asked for prompt in several]
     probes = sampled(prompts, plan.examination.probe_samples) if prompts else []
-    return Drawn(heldout, probes, [encoder.text(s) for s in heldout])
+    problems = sampled(plan.problems, plan.samples_per_prompt) if plan.problems else []
+    return Drawn(heldout, probes, [encoder.text(s) for s in heldout], problems)
 
 
 def answers(

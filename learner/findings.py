@@ -35,6 +35,8 @@ class Judged:
     unit: Unit
     dimensions: Sequence[Mapping[str, float]] = ()
     """Probability that `chosen` is the better one by dimension, for pairs whose raters were asked."""
+    reward_B: Floats | None = None
+    """Margins of the whole reward, where it is more than its overall part: decides what counts as right."""
 
     @property
     def decided_B(self) -> NDArray[np.bool_]:
@@ -42,7 +44,7 @@ class Judged:
 
     @property
     def right_B(self) -> NDArray[np.bool_]:
-        return self.margin_B > 0
+        return (self.margin_B if self.reward_B is None else self.reward_B) > 0
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +78,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: Share
     by_kind: tuple[Share, ...]
     by_dimension: tuple[Share, ...]
-    """How often the one reward takes the side that raters take as to helpful, honest or harmless."""
+    """How often the reward takes the side that raters take as to helpful, honest or harmless."""
     by_length_difference: tuple[Share, ...]
     """Deciles of the length of `chosen` less that of `rejected`."""
     shorter_is_better: Share
@@ -94,6 +96,8 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     margins: tuple[float, ...]
     length_differences: tuple[float, ...]
     """Of the same pairs, for the plot."""
+    by_own_head: tuple[Share, ...] = ()
+    """How often a dimension's own heads take that side, also of ratings."""
 
 
 def find(judged: Judged) -> Findings:
@@ -121,10 +125,10 @@ def find(judged: Judged) -> Findings:
 def by_dimension(judged: Judged) -> tuple[Share, ...]:
     """In order of name; of pairs on whose dimension the raters took a side."""
     sides: dict[str, list[bool]] = defaultdict(list)
-    for margin, said in zip(judged.margin_B, judged.dimensions, strict=False):
+    for takes_side, said in zip(judged.right_B, judged.dimensions, strict=False):
         for name, p in said.items():
             if p != 0.5:
-                sides[name].append((margin > 0) == (p > 0.5))
+                sides[name].append(takes_side == (p > 0.5))
     return tuple(_share(name, np.array(sides[name])) for name in sorted(sides))
 
 

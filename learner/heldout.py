@@ -16,6 +16,7 @@ from learner.batches import Prompt, Sample
 from learner.errors import JudgeError
 from learner.examination import Examination
 from learner.measures import Floats, Interval, clustered_bootstrap, paired_change
+from learner.verification import Tally, Verify, unverified
 from ops.evaluation import Measure
 
 REPEATED_WORDS, REPEATED_TIMES = 4, 3
@@ -34,16 +35,21 @@ class Plan:
     examination: Examination = field(default_factory=Examination)
     conversations: Mapping[str, Sequence[Message]] = field(default_factory=dict)
     """By digest, what was said before the reply: for judge and gold, who read words."""
+    problems: Sequence[Prompt] = ()
+    """Held-out problems, whose replies `verify` checks."""
+    verify: Verify = unverified
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One adapter's replies: to the held-out prompts, and to the probes' prompts."""
+    """One adapter's replies: to the held-out prompts, to the probes' prompts, and to problems."""
 
     heldout: list[Sample]
     probes: list[Sample]
     texts: list[str]
     """Of the held-out replies."""
+    problems: list[Sample] = field(default_factory=list)
+    """Replies to the held-out problems, one prompt's side by side."""
 
 
 def table(values_N: Floats, plan: Plan) -> Floats:
@@ -111,17 +117,7 @@ def form_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Genera
             ).mean(axis=1)
             for d in (after, before)
         )
-        interval = paired_change(share_P, earlier_P)
-        found[name] = Measure(
-            name=name,
-            value=interval.value,
-            low=interval.low,
-            high=interval.high,
-            n=len(digests),
-            method="newcombe",
-            candidate=float(share_P.mean()),
-            baseline=float(earlier_P.mean()),
-        )
+        found[name] = _paired(name, share_P, earlier_P)
     return found
 
 
@@ -177,6 +173,46 @@ def gold_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Genera
     return {
         "gold_gain": _measure("gold_gain", gain, count, float(gold_N.mean()), float(earlier_N.mean()))
     }, {}
+
+
+def verified_measures(after: Drawn, before: Drawn, plan: Plan) -> Part:
+    """By kind of check, the change of its mean score; and of the share that had no verdict.
+
+    Paired by problem; one where either adapter had no verdict at all is left out.
+    """
+    rows_P = [[_tallies(d, prompt, plan) for d in (after, before)] for prompt in plan.problems]
+    found, missing = {}, {}
+    for kind in sorted({kind for row in rows_P for tallies in row for kind in tallies}):
+        both_P = [(own[kind], other[kind]) for own, other in rows_P if kind in own]
+        for name, pairs in (
+            (f"verified_{kind}", [(a.rate, b.rate) for a, b in both_P if a.verdicts and b.verdicts]),
+            (f"no_verdict_{kind}", [(a.unknown, b.unknown) for a, b in both_P]),
+        ):
+            if pairs:
+                found[name] = _paired(name, *np.array(pairs).T)
+            else:
+                missing[name] = f"no check of {len(both_P)} held-out problems had a verdict"
+    return found, missing
+
+
+def _tallies(drawn: Drawn, prompt: Prompt, plan: Plan) -> Mapping[str, Tally]:
+    """What checks say of the replies to one problem."""
+    return plan.verify([s for s in drawn.problems if s.prompt == prompt]).tallies
+
+
+def _paired(name: str, share_P: Floats, earlier_P: Floats) -> Measure:
+    """The change of a share, prompt by prompt."""
+    found = paired_change(share_P, earlier_P)
+    return Measure(
+        name=name,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=len(share_P),
+        method="newcombe",
+        candidate=float(share_P.mean()),
+        baseline=float(earlier_P.mean()),
+    )
 
 
 def share_well_formed(drawn: Drawn) -> float:

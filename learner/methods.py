@@ -10,7 +10,7 @@ A method trains the actor's policy adapter in place; it writes no candidate and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from learner.imitation import FitMetrics
 from learner.models import LanguageActor, Role
 from learner.sampling import Sampler
 from learner.train_policy import PPO, RunState, StepMetrics, draw_prompts, less_missing_ends, step_seed
+from learner.verification import Verify, unverified
 
 Metrics = StepMetrics | FitMetrics
 Watch = Callable[[Metrics, int], None]
@@ -37,6 +38,8 @@ class Material:
     prompts: list[Prompt]
     data: RewardData
     edits: list[Target]
+    problems: list[Prompt] = field(default_factory=list)
+    """Prompts whose replies can be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ class Task:
     folder: Path
     """`metrics.jsonl` and `checkpoints/` go here."""
     watch: Watch = lambda metrics, steps: None
+    verify: Verify = unverified
+    """Checks replies to problems."""
+    problem_fraction: float = 0.0
+    """Share of the prompts that are problems, for the methods that sample."""
 
     @property
     def checkpoints(self) -> Path:
@@ -88,7 +95,7 @@ def require(method: Method, material: Material) -> None:
 
 def policy_gradient(task: Task) -> str:
     """PPO or RLOO, as the settings have it."""
-    ppo = ppo_settings(task.learner, task.seed)
+    ppo = ppo_settings(task)
     state = train_policy.start(task.actor, ppo)
     checkpoints.restore(task.checkpoints, task.actor, state, task.fingerprint)
     lines = MetricLines(task.folder / "metrics.jsonl", state.step)
@@ -98,7 +105,15 @@ def policy_gradient(task: Task) -> str:
 
     material = task.material
     return train_policy.run(
-        task.actor, task.sampler, material.prompts, task.scorer, ppo, state, observe
+        task.actor,
+        task.sampler,
+        material.prompts,
+        task.scorer,
+        ppo,
+        state,
+        observe,
+        material.problems,
+        task.verify,
     ).stopped
 
 
@@ -114,10 +129,12 @@ def figures(metrics: Metrics) -> str:
     """A step in a few words."""
     if isinstance(metrics, FitMetrics):
         return f"loss {metrics.loss:.3f}"
-    return f"reward {metrics.reward_mean:+.2f}, KL {metrics.kl_root_nats:.1f}"
+    checked = "".join(f", {kind} {rate:.0%}" for kind, (rate, _, _) in sorted(metrics.verified.items()))
+    return f"reward {metrics.reward_mean:+.2f}, KL {metrics.kl_root_nats:.1f}{checked}"
 
 
-def ppo_settings(learner: Learner, seed: int) -> PPO:
+def ppo_settings(task: Task) -> PPO:
+    learner = task.learner
     return PPO(
         steps=learner.policy_steps,
         prompts_per_step=learner.prompts_per_step,
@@ -136,7 +153,8 @@ def ppo_settings(learner: Learner, seed: int) -> PPO:
         temperature=learner.temperature,
         max_tokens=learner.max_reply_tokens,
         token_budget=learner.token_budget,
-        seed=seed,
+        seed=task.seed,
+        problem_fraction=task.problem_fraction,
     )
 
 
@@ -156,20 +174,21 @@ def best_of_n(task: Task) -> str:
 
 def winners(task: Task) -> list[Sample]:
     """The best reply to each prompt, as many samples in all as PPO would draw."""
-    learner, ppo = task.learner, replace(ppo_settings(task.learner, task.seed), samples_per_prompt=1)
+    learner, ppo = task.learner, replace(ppo_settings(task), samples_per_prompt=1)
     wanted = learner.policy_steps * learner.prompts_per_step * learner.samples_per_prompt // learner.best_of
     task.sampler.publish(Role.POLICY)
     kept: list[Sample] = []
     for step in range(max(1, wanted // learner.prompts_per_step)):
         samples = task.sampler.sample(
             Role.POLICY,
-            draw_prompts(task.material.prompts, ppo, step),
+            draw_prompts(task.material.prompts, ppo, step, task.material.problems),
             n=learner.best_of,
             temperature=learner.temperature,
             max_tokens=learner.max_reply_tokens,
             seed=step_seed(task.seed, step),
         )
-        scores_B = less_missing_ends(task.scorer(samples), samples, learner.missing_eos_penalty)
+        mixed_B = task.verify(samples).mixed(task.scorer(samples))
+        scores_B = less_missing_ends(mixed_B, samples, learner.missing_eos_penalty)
         best_P = scores_B.view(-1, learner.best_of).argmax(dim=1).tolist()
         kept += [samples[place * learner.best_of + best] for place, best in enumerate(best_P)]
     return kept

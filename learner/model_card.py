@@ -117,7 +117,11 @@ def _shares(title: str, shares: Sequence[Share]) -> list[str]:
 
 def _dimensions(found: Findings) -> list[str]:
     """Nothing where no rater told them apart."""
-    return [*_shares("dimension", found.by_dimension), ""] if found.by_dimension else []
+    tables = (
+        ("dimension, by the reward", found.by_dimension),
+        ("dimension, by its own heads (pairs and ratings)", found.by_own_head),
+    )
+    return [line for title, shares in tables if shares for line in (*_shares(title, shares), "")]
 
 
 def _calibration(name: str, found: Calibration) -> tuple[str, ...]:

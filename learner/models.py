@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
-from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
+from learner.compatibility import check_forward, context, eos_ids, open_base, output_logits
 from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
 from learner.losses import token_logprobs
@@ -55,8 +55,6 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
-        self.logit_scale = logit_scale(self.causal_lm.config)
-        self.softcap: float | None = getattr(self.causal_lm.config, "final_logit_softcapping", None)
 
     @property
     def device(self) -> torch.device:
@@ -156,10 +154,7 @@ class Trunk:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""
-        logits_NV: Tensor = self.lm_head(hidden_NH).float()
-        if self.logit_scale != 1.0:
-            logits_NV = logits_NV * self.logit_scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        return output_logits(self.causal_lm, hidden_NH)
 
 
 def response_states(hidden_BLH: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,11 +217,23 @@ Pooling = Literal["last", "mean"]
 
 
 class RewardHeads(nn.Module):
-    """K linear scores on a reply's pooled hidden state, each with a bias for grades and a length term."""
+    """K linear scores on a reply's pooled hidden state, each with a bias for grades and a length term.
 
-    def __init__(self, hidden_size: int, heads: int, seed: int, pooling: Pooling = "last") -> None:
+    A score has C parts: the raters' overall answer first, then one for each of D dimensions, all linear in
+    the same state. Without dimensions the overall part is the score.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        seed: int,
+        pooling: Pooling = "last",
+        dimensions: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.pooling: Pooling = pooling
+        self.dimensions = tuple(dimensions)
         self.weight_KH = nn.Parameter(torch.empty(heads, hidden_size))
         self.bias_K = nn.Parameter(torch.zeros(heads))
         self.length_K = nn.Parameter(torch.zeros(heads))
@@ -237,10 +244,57 @@ class RewardHeads(nn.Module):
         for k in range(heads):
             generator = torch.Generator().manual_seed(seed + k)
             nn.init.normal_(self.weight_KH.data[k], std=(hidden_size + 1) ** -0.5, generator=generator)
+        if self.dimensions:
+            self._add_dimensions(len(self.dimensions), seed)
+
+    def _add_dimensions(self, count: int, seed: int) -> None:
+        heads, hidden_size = self.weight_KH.shape
+        drawn_DKH = torch.empty(count, heads, hidden_size)
+        generator = torch.Generator().manual_seed(seed + heads)
+        nn.init.normal_(drawn_DKH, std=(hidden_size + 1) ** -0.5, generator=generator)
+        self.dimension_DKH = nn.Parameter(drawn_DKH)
+        self.dimension_bias_DK = nn.Parameter(torch.zeros(count, heads))
+        self.dimension_length_DK = nn.Parameter(torch.zeros(count, heads))
+        self.part_mean_CK: Tensor
+        self.part_deviation_CK: Tensor
+        self.part_weight_C: Tensor
+        self.register_buffer("part_mean_CK", torch.zeros(1 + count, heads))
+        self.register_buffer("part_deviation_CK", torch.ones(1 + count, heads))
+        self.register_buffer("part_weight_C", torch.tensor([1.0] + [0.0] * count))
 
     def forward(self, hidden_BH: Tensor) -> Tensor:
         """Raw scores_BK, without length term and not standardised."""
         return hidden_BH.float() @ self.weight_KH.T
+
+    def parts(self, hidden_BH: Tensor) -> Tensor:
+        """Raw scores_BCK of every part."""
+        overall_BK = self.forward(hidden_BH)
+        if not self.dimensions:
+            return overall_BK[:, None]
+        return torch.cat(
+            [overall_BK[:, None], torch.einsum("bh,dkh->bdk", hidden_BH.float(), self.dimension_DKH)], 1
+        )
+
+    @property
+    def bias_CK(self) -> Tensor:
+        """Of every part, for grades."""
+        return (
+            torch.cat([self.bias_K[None], self.dimension_bias_DK]) if self.dimensions else self.bias_K[None]
+        )
+
+    @property
+    def length_CK(self) -> Tensor:
+        """Of every part, per unit of length."""
+        if not self.dimensions:
+            return self.length_K[None]
+        return torch.cat([self.length_K[None], self.dimension_length_DK])
+
+    def combined(self, scores_BCK: Tensor) -> Tensor:
+        """One score a head, raw: Σ_c w_c·(s_c − mean_c)/deviation_c; without dimensions the overall part."""
+        if not self.dimensions:
+            return scores_BCK[:, 0]
+        standard_BCK = (scores_BCK - self.part_mean_CK) / self.part_deviation_CK
+        return torch.einsum("bck,c->bk", standard_BCK, self.part_weight_C)
 
     def standardised(self, scores_BK: Tensor) -> Tensor:
         """Mean 0, deviation 1 on the root-reference samples that `mean_K` and `deviation_K` come from."""

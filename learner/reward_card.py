@@ -1,14 +1,14 @@
 """The card of a turn's reward model: its held-out pairs, by signal and by length in tokens."""
 
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from learner import findings, model_card, train_reward
 from learner.batches import PairRow, RewardData
 from learner.distributed import is_main
-from learner.findings import Findings, Judged
+from learner.findings import Findings, Judged, Share
 from learner.train_reward import RewardModel, RewardReport, Settings
 
 
@@ -24,6 +24,7 @@ def measure(model: RewardModel, pairs: list[PairRow]) -> Findings:
             length_difference_B=np.array([float(len(p.chosen.ids) - len(p.rejected.ids)) for p in pairs]),
             unit="tokens",
             dimensions=[dict(pair.dimensions) for pair in pairs],
+            reward_B=train_reward.reward_margins(model, pairs) if model.heads.dimensions else None,
         )
     )
 
@@ -47,7 +48,7 @@ def write(
         parents=parents,
         train_pairs=len(data.pairs),
         train_grades=len(data.grades),
-        settings=asdict(settings),
+        settings=settings.for_card(),
     )
     notes = [
         f"{report.grades} held-out grades: accuracy {report.grade_accuracy:.3f} "
@@ -55,10 +56,20 @@ def write(
         f"among the root reference's replies to one prompt, reward and length correlate by "
         f"{report.length_correlation:+.2f}, and the heads disagree by {report.disagreement:.2f} deviations",
     ]
+    notes += [
+        f"{name} counts {weight:g} beside the overall answer"
+        + ("" if weight or not settings.dimensions[name] else ": too few rows tell it apart")
+        for name, weight in report.dimension_weights.items()
+    ]
     if before is not None:
         notes.append(
             f"the model that it went on from, on the same pairs: {model_card.interval(before.accuracy)}"
         )
-    made = model_card.card(origin, measure(model, data.heldout_pairs), notes)
+    own = tuple(
+        Share(name=name, pairs=n, accuracy=accuracy, low=low, high=high)
+        for name, (accuracy, low, high, n) in report.accuracy_by_dimension.items()
+    )
+    found = msgspec.structs.replace(measure(model, data.heldout_pairs), by_own_head=own)
+    made = model_card.card(origin, found, notes)
     if is_main():
         model_card.write(made, folder)

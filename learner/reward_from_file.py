@@ -6,7 +6,7 @@ The trunk's reward model lies in `out` itself, where PPO takes it from; the text
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -282,7 +282,7 @@ def _write_cards(
     beside = [f"{r.name}: {model_card.interval(r.findings.accuracy)}" for r in found.results]
     notes = ["All scorers on the same held-out pairs: " + "; ".join(beside)]
     settings: dict[str, model_card.Settings] = {
-        TRUNK: {**asdict(trunk_settings(setting, epochs)), "max_tokens": found.max_tokens},
+        TRUNK: {**trunk_settings(setting, epochs).for_card(), "max_tokens": found.max_tokens},
         BLEND: {f"weight of the {name}": round(weight, 4) for name, weight in found.blend.items()},
         **{name: {"penalty": scorer.penalty} for name, scorer in text_scorers.items()},
     }

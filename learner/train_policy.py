@@ -36,6 +36,8 @@ from learner.errors import RatioError, SamplerError
 from learner.losses import k3, policy_loss, value_loss
 from learner.models import Role
 from learner.sampling import Sampler
+from learner.verification import Verified, Verify, unverified
+from learner.verification import joined as joined_verified
 
 RATIO_LIMIT = 1e-3
 OLD_KL_LIMIT = 1e-5
@@ -44,6 +46,8 @@ REDUCED_PRECISION_FACTOR = 100.0
 SAMPLER_KL_LIMIT = 0.02
 """Nats per token that sampler and trainer may disagree by; bfloat16 rounding makes about 2e-4."""
 MIN_EFFECTIVE_SAMPLE_SIZE = 0.5
+MAX_UNKNOWN = 0.5
+"""Share of a step's checks that may end without a verdict: beyond it, the step is left out."""
 PORTION = 32
 """Samples that are scored at a time, while the engines draw the next ones."""
 
@@ -110,6 +114,8 @@ class PPO:
     max_tokens: int = 64
     token_budget: int = 8192
     seed: int = 0
+    problem_fraction: float = 0.0
+    """Share of the prompts that are problems, over the steps together to the last prompt."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,9 @@ class Experience:
     sampler_BT: Tensor
     values_BT: Tensor
     scores_B: Tensor
+    """The reward model's."""
+    verified: Verified
+    """What checks said."""
 
     @property
     def kl_per_reply(self) -> float:
@@ -147,7 +156,11 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     reward_mean: float
     score_mean: float
-    """The reward model's word, before the missing-end penalty."""
+    """The reward model's word alone, before checks and the missing-end penalty."""
+    verified_mean: float = 0.0
+    """What checks added to the reward, mean over all replies; deviations."""
+    verified: dict[str, tuple[float, int, int]] = {}
+    """By kind of check: mean score (0 to 1), checks with a verdict, checks without."""
     kl_root_nats: float
     """Per reply."""
     beta: float
@@ -170,6 +183,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     skipped_steps: int = 0
     """Optimizer steps left out because loss or gradient was not finite."""
     skipped_batch: bool = False
+    """The whole step was left out: too small an effective sample size, or too few verdicts."""
 
 
 @dataclass
@@ -201,9 +215,12 @@ def run(
     ppo: PPO,
     state: RunState,
     observe: Callable[[StepMetrics, RunState], None] = lambda metrics, state: None,
+    problems: Sequence[Prompt] = (),
+    verify: Verify = unverified,
 ) -> RunState:
     """Trains until the last step or the KL budget; `observe` is called after every step (checkpoint there).
 
+    `problems`: prompts whose replies `verify` can check, `ppo.problem_fraction` of all that are drawn.
     All chance follows from (`ppo.seed`, step): a run continued from a checkpoint is the run itself.
     Raises: RatioError, SamplerError, SamplingError.
     """
@@ -211,13 +228,13 @@ def run(
         sampler.publish(Role.POLICY)
         drawn = sampler.stream(
             Role.POLICY,
-            draw_prompts(prompts, ppo, state.step),
+            draw_prompts(prompts, ppo, state.step, problems),
             n=ppo.samples_per_prompt,
             temperature=ppo.temperature,
             max_tokens=ppo.max_tokens,
             seed=step_seed(ppo.seed, state.step),
         )
-        experience = joined([gather(actor, part, scorer, ppo) for part in portions(drawn, PORTION)])
+        experience = joined([gather(actor, part, scorer, ppo, verify) for part in portions(drawn, PORTION)])
         metrics = advance(actor, experience, ppo, state)
         observe(metrics, state)
     return state
@@ -232,7 +249,7 @@ def advance(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> 
     if kl > ppo.kl_budget:
         state.stopped = f"KL to the root reference is {kl:.1f} nats per reply, the budget {ppo.kl_budget:g}"
         return metrics
-    if metrics.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
+    if metrics.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE or experience.verified.unknown > MAX_UNKNOWN:
         return replace_metrics(metrics, skipped_batch=True)
     if metrics.step == 0 and ppo.advantages == "gae":
         experience = warm_up(actor, experience, ppo, state)
@@ -256,21 +273,30 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step * 7_919 + 1
 
 
-def draw_prompts(prompts: Sequence[Prompt], ppo: PPO, step: int) -> list[Prompt]:
-    """The step's prompts: pass after pass over all of them, each in an order of its own."""
-    first = step * ppo.prompts_per_step
+def draw_prompts(
+    prompts: Sequence[Prompt], ppo: PPO, step: int, problems: Sequence[Prompt] = ()
+) -> list[Prompt]:
+    """The step's prompts, and among them its part of the problems, where there are any."""
+    n = ppo.prompts_per_step
+    fraction = ppo.problem_fraction if problems else 0.0
+    first, after = (int(k * n * fraction) for k in (step, step + 1))
+    asked = laps(prompts, ppo.seed, step * n - first, n - (after - first))
+    return asked + laps(problems, ppo.seed, first, after - first)
+
+
+def laps(prompts: Sequence[Prompt], seed: int, first: int, count: int) -> list[Prompt]:
+    """`count` from place `first` on: pass after pass over all of them, each in an order of its own."""
     drawn: list[Prompt] = []
-    while len(drawn) < ppo.prompts_per_step:
+    while len(drawn) < count:
         lap, place = divmod(first + len(drawn), len(prompts))
-        order = torch.randperm(
-            len(prompts), generator=torch.Generator().manual_seed(step_seed(ppo.seed, lap))
-        )
-        take = order[place : place + ppo.prompts_per_step - len(drawn)]
-        drawn += [prompts[i] for i in take.tolist()]
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(step_seed(seed, lap)))
+        drawn += [prompts[i] for i in order[place : place + count - len(drawn)].tolist()]
     return drawn
 
 
-def gather(actor: Actor, samples: list[Sample], scorer: Scorer, ppo: PPO) -> Experience:
+def gather(
+    actor: Actor, samples: list[Sample], scorer: Scorer, ppo: PPO, verify: Verify = unverified
+) -> Experience:
     """Old, reference and sampler log-probabilities, values and scores of fresh samples.
 
     Raises: SamplerError when sampler and trainer disagree about the same tokens.
@@ -284,7 +310,8 @@ def gather(actor: Actor, samples: list[Sample], scorer: Scorer, ppo: PPO) -> Exp
     sampler_BT = padded([s.logprobs for s in samples]).to(old_BT.device)
     check_sampler(old_BT, sampler_BT, mask_BT)
     scores_B = scorer(samples).to(old_BT.device)
-    return Experience(samples, mask_BT, old_BT, reference_BT, sampler_BT, values_BT, scores_B)
+    verified = verify(samples)
+    return Experience(samples, mask_BT, old_BT, reference_BT, sampler_BT, values_BT, scores_B, verified)
 
 
 def portions(drawn: Iterable[list[Sample]], size: int) -> Iterator[list[Sample]]:
@@ -314,6 +341,7 @@ def joined(parts: Sequence[Experience]) -> Experience:
         rows([part.sampler_BT for part in parts]),
         rows([part.values_BT for part in parts]),
         torch.cat([part.scores_B for part in parts]),
+        joined_verified([part.verified for part in parts]),
     )
 
 
@@ -348,8 +376,9 @@ def sampler_kl(old_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor) -> float:
 
 
 def final_scores(experience: Experience, ppo: PPO) -> Tensor:
-    """scores_B less the penalty for replies that did not end by themselves."""
-    return less_missing_ends(experience.scores_B, experience.samples, ppo.missing_eos_penalty)
+    """Learned and verified scores_B, less the penalty for replies that did not end by themselves."""
+    mixed_B = experience.verified.mixed(experience.scores_B)
+    return less_missing_ends(mixed_B, experience.samples, ppo.missing_eos_penalty)
 
 
 def less_missing_ends(scores_B: Tensor, samples: Sequence[Sample], penalty: float) -> Tensor:
@@ -364,10 +393,18 @@ def centred_scores(experience: Experience, ppo: PPO) -> Tensor:
     return leave_one_out(scores_B, [s.prompt for s in experience.samples])
 
 
+def rewards(experience: Experience, ppo: PPO, beta: float) -> Tensor:
+    """rewards_BT: the checks' where steps end, the rest of the centred score at the end, KL everywhere."""
+    e = experience
+    steps_BT = e.verified.rewards_BT.to(e.old_BT)
+    end_B = centred_scores(e, ppo) - steps_BT.sum(dim=1)
+    return token_rewards(end_B, e.old_BT, e.reference_BT, e.mask_BT, beta) + steps_BT
+
+
 def aim(experience: Experience, ppo: PPO, beta: float) -> Targets:
     """Rewards with KL inside, GAE, one whitening over the whole batch, importance weights."""
     e = experience
-    rewards_BT = token_rewards(centred_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, beta)
+    rewards_BT = rewards(e, ppo, beta)
     advantages_BT, returns_BT = gae(rewards_BT, e.values_BT, e.mask_BT, ppo.gamma, ppo.lam)
     weights_BT = importance_weights(e.old_BT, e.sampler_BT, e.mask_BT)
     return Targets(whiten(advantages_BT, e.mask_BT), returns_BT, weights_BT)
@@ -391,7 +428,7 @@ def warm_up(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> 
     Features are computed once: only the head moves. Returns: the experience with new values.
     """
     e = experience
-    rewards_BT = token_rewards(centred_scores(e, ppo), e.old_BT, e.reference_BT, e.mask_BT, state.beta)
+    rewards_BT = rewards(e, ppo, state.beta)
     _, returns_BT = gae(rewards_BT, torch.zeros_like(rewards_BT), e.mask_BT, ppo.gamma, 1.0)
     features_NH = torch.cat([f for f in _features(actor, e, ppo)])
     returns_N = returns_BT[e.mask_BT]
@@ -570,6 +607,8 @@ def describe(experience: Experience, ppo: PPO, state: RunState) -> StepMetrics:
         step=state.step,
         reward_mean=float(final_scores(e, ppo).mean()),
         score_mean=float(e.scores_B.mean()),
+        verified_mean=float(e.verified.rewards_BT.sum(dim=1).mean()),
+        verified={kind: (t.rate, t.verdicts, t.without) for kind, t in e.verified.tallies.items()},
         kl_root_nats=e.kl_per_reply,
         beta=state.beta,
         mean_tokens=float(e.mask_BT.sum(1).double().mean()),

@@ -3,12 +3,13 @@
 Scores are used only after `standardise`: in deviations of the root reference's replies, so that β and the
 gates mean the same in every run. Reads no snapshot and samples nothing.
 
-Legend: B rows or samples, K heads, H hidden size, L prompt and response token.
+Legend: B rows or samples, K heads, H hidden size, L prompt and response token, C parts of a score: overall,
+then each dimension (helpful, honest, harmless) that has heads of its own.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from learner.models import Pooling, RewardHeads, Role, Trunk, export_adapter, lo
 LENGTH_SCALE = 32.0
 """Tokens of length difference that the length term counts as 1."""
 WARM_UP_FRACTION = 0.1
+MIN_DIMENSION_ROWS = 20
+"""Training rows that must tell a dimension apart before it counts in the reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,17 @@ class Settings:
     heads: int = 4
     pooling: Pooling = "last"
     rank: int = 16
+    dimensions: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each dimension beside the overall answer's 1."""
     uncertainty: float = 0.5
     length_covariate: bool = False
     token_budget: int = 8192
     seed: int = 0
+
+    def for_card(self) -> dict[str, str | int | float | bool]:
+        """By name, as a card shows them."""
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in sorted(self.dimensions.items()))
+        return {**asdict(self), "dimensions": weights or "none"}
 
 
 class RewardReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +71,10 @@ class RewardReport(msgspec.Struct, frozen=True, kw_only=True):
     grade_accuracy_high: float
     accuracy_by_kind: dict[str, tuple[float, int]]
     """Accuracy and number of pairs for each signal kind."""
+    accuracy_by_dimension: dict[str, tuple[float, float, float, int]] = {}
+    """Of each dimension's own heads: accuracy, its interval, and the held-out pairs and ratings behind it."""
+    dimension_weights: dict[str, float] = {}
+    """What each dimension counts in the reward, overall being 1; 0 where too few rows told it apart."""
     calibration_error: float
     """Of pair probabilities, 15 bins of equal mass."""
     brier: float
@@ -92,25 +106,28 @@ class RewardModel:
 
     def scores(self, samples: Sequence[Sample]) -> Tensor:
         """Standardised scores_BK of every head."""
-        return self.heads.standardised(self.raw(samples))
+        return self.heads.standardised(self.heads.combined(self.parts(samples)))
 
     def raw(self, samples: Sequence[Sample]) -> Tensor:
-        """scores_BK on the Bradley–Terry scale: differences are log-odds."""
+        """scores_BK of the overall part on the Bradley–Terry scale: differences are log-odds."""
+        return self.parts(samples)[:, 0]
+
+    def parts(self, samples: Sequence[Sample]) -> Tensor:
+        """Raw scores_BCK, each part on a Bradley–Terry scale of its own."""
         self.trunk.model.eval()
-        scores_BK = torch.zeros(len(samples), len(self.heads.bias_K))
+        scores_BCK = torch.zeros(len(samples), *self.heads.bias_CK.shape)
         with torch.no_grad(), self.trunk.acting(Role.REWARD):
             for share in shares([s.length for s in samples], self.token_budget):
-                found_BK = self.differentiable([samples[i] for i in share.rows])
-                scores_BK[share.rows] += share.weight * found_BK.cpu()
-        return total(scores_BK)
+                found_BCK = self.differentiable([samples[i] for i in share.rows])
+                scores_BCK[share.rows] += share.weight * found_BCK.cpu()
+        return total(scores_BCK)
 
     def differentiable(self, samples: Sequence[Sample]) -> Tensor:
-        """Raw scores_BK with gradient; the reward adapter must be acting. Equal samples are computed once."""
+        """Raw scores_BCK with gradient; the reward adapter must act. Equal samples are computed once."""
         unique = list(dict.fromkeys(samples))
         place = {sample: i for i, sample in enumerate(unique)}
         pooled_UH = pooled_states(*self.trunk.hidden(unique), self.heads.pooling)
-        scores_UK: Tensor = self.heads(pooled_UH)
-        return scores_UK[[place[s] for s in samples]]
+        return self.heads.parts(pooled_UH)[[place[s] for s in samples]]
 
 
 def train(
@@ -131,6 +148,9 @@ def train(
         raise DataError("the snapshot has no training pair or grade of positive weight")
     model = begin(trunk, settings) if earlier is None else load(trunk, earlier, settings.uncertainty)[0]
     model.token_budget = settings.token_budget
+    if model.heads.dimensions:
+        counted = [1.0, *counted_dimensions(data, settings.dimensions).values()]
+        model.heads.part_weight_C = torch.tensor(counted, device=trunk.device)
     parameters = [*trunk.parameters(Role.REWARD), *model.heads.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=1e-5)
     batches = [b for epoch in range(settings.epochs) for b in prompt_batches(weighted, settings, epoch)]
@@ -152,8 +172,17 @@ def train(
 def begin(trunk: Trunk, settings: Settings) -> RewardModel:
     """A fresh reward adapter, which changes nothing yet, and heads drawn from the seed."""
     trunk.add(Role.REWARD, settings.rank, settings.seed)
-    heads = RewardHeads(trunk.hidden_size, settings.heads, settings.seed, settings.pooling).to(trunk.device)
-    return RewardModel(trunk, heads, settings.uncertainty, settings.token_budget)
+    heads = RewardHeads(
+        trunk.hidden_size, settings.heads, settings.seed, settings.pooling, sorted(settings.dimensions)
+    )
+    return RewardModel(trunk, heads.to(trunk.device), settings.uncertainty, settings.token_budget)
+
+
+def counted_dimensions(data: RewardData, wanted: Mapping[str, float]) -> dict[str, float]:
+    """By name, the weight that a dimension gets: 0 where too few training rows tell it apart."""
+    rows: list[PairRow | GradeRow] = [*data.pairs, *data.grades]
+    told = Counter(name for row in rows if row.weight > 0 for name, _ in row.dimensions)
+    return {name: wanted[name] if told[name] >= MIN_DIMENSION_ROWS else 0.0 for name in sorted(wanted)}
 
 
 @dataclass(frozen=True)
@@ -218,22 +247,31 @@ def head_weights(weighted: Weighted, heads: int) -> Tensor:
 def row_losses(
     model: RewardModel, rows: Sequence[PairRow | GradeRow], weight_BK: Tensor, length_term: bool
 ) -> Tensor:
-    """loss_BK of pairs and grades side by side, chosen and rejected in one forward pass."""
+    """loss_BK of pairs and grades side by side, chosen and rejected in one forward pass.
+
+    Summed over the parts of the score. A dimension that a row does not tell apart has no loss there.
+    """
     samples = [s for row in rows for s in _samples(row)]
-    scores_SK = model.differentiable(samples)
+    scores_SCK = model.differentiable(samples)
+    device = scores_SCK.device
     if length_term:
-        length_S = torch.tensor([len(s.ids) / LENGTH_SCALE for s in samples], device=scores_SK.device)
-        scores_SK = scores_SK + length_S[:, None] * model.heads.length_K
+        length_S = torch.tensor([len(s.ids) / LENGTH_SCALE for s in samples], device=device)
+        scores_SCK = scores_SCK + length_S[:, None, None] * model.heads.length_CK
     first_B = torch.tensor([0, *(len(_samples(row)) for row in rows[:-1])]).cumsum(0)
-    pair_B = torch.tensor([isinstance(row, PairRow) for row in rows], device=scores_SK.device)
-    p_B = torch.tensor([row.p for row in rows], device=scores_SK.device)
-    weight_BK = weight_BK.to(scores_SK.device)
-    own_BK, other_BK = scores_SK[first_B], scores_SK[(first_B + 1).clamp(max=len(samples) - 1)]
-    return torch.where(
-        pair_B[:, None],
-        preference_loss(own_BK - other_BK, p_B, weight_BK),
-        grade_loss(own_BK, model.heads.bias_K, p_B, weight_BK),
-    )
+    pair_B = torch.tensor([isinstance(row, PairRow) for row in rows], device=device)
+    own_BCK, other_BCK = scores_SCK[first_B], scores_SCK[(first_B + 1).clamp(max=len(samples) - 1)]
+    loss_BK = torch.zeros_like(own_BCK[:, 0])
+    for c, name in enumerate(("", *model.heads.dimensions)):
+        said = [dict(row.dimensions).get(name) if name else row.p for row in rows]
+        p_B = torch.tensor([0.5 if p is None else p for p in said], device=device)
+        told_B1 = torch.tensor([[float(p is not None)] for p in said], device=device)
+        weights_BK = weight_BK.to(device) * told_B1
+        loss_BK = loss_BK + torch.where(
+            pair_B[:, None],
+            preference_loss(own_BCK[:, c] - other_BCK[:, c], p_B, weights_BK),
+            grade_loss(own_BCK[:, c], model.heads.bias_CK[c], p_B, weights_BK),
+        )
+    return loss_BK
 
 
 def _samples(row: PairRow | GradeRow) -> tuple[Sample, ...]:
@@ -241,10 +279,18 @@ def _samples(row: PairRow | GradeRow) -> tuple[Sample, ...]:
 
 
 def standardise(model: RewardModel, root_samples: Sequence[Sample]) -> None:
-    """Each head to mean 0 and deviation 1 on the root reference's replies. Stored with the heads."""
-    raw_BK = model.raw(root_samples).to(model.heads.mean_K.device)
-    model.heads.mean_K = raw_BK.mean(dim=0)
-    model.heads.deviation_K = raw_BK.std(dim=0, correction=0).clamp(min=1e-6)
+    """Each head to mean 0 and deviation 1 on the root reference's replies: its parts first, so that their
+    weights are in one unit, then what they make together. Stored with the heads."""
+    heads = model.heads
+    parts_BCK = model.parts(root_samples).to(heads.mean_K.device)
+    if heads.dimensions:
+        heads.part_mean_CK, heads.part_deviation_CK = _scale(parts_BCK)
+    heads.mean_K, heads.deviation_K = _scale(heads.combined(parts_BCK))
+
+
+def _scale(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over the first axis."""
+    return scores.mean(dim=0), scores.std(dim=0, correction=0).clamp(min=1e-6)
 
 
 def report(
@@ -252,7 +298,8 @@ def report(
 ) -> RewardReport:
     """Accuracy with intervals, calibration, and what the reward owes to length."""
     margin_B, p_B = pair_margins(model, data.heldout_pairs)
-    right_B = (margin_B > 0) == (p_B > 0.5)
+    reward_B = reward_margins(model, data.heldout_pairs) if model.heads.dimensions else margin_B
+    right_B = (reward_B > 0) == (p_B > 0.5)
     decided_B = p_B != 0.5
     kinds = np.array([pair.kind for pair in data.heldout_pairs])
     accuracy = wilson(float(right_B[decided_B].sum()), int(decided_B.sum()))
@@ -273,6 +320,11 @@ def report(
             str(k): (float(right_B[(kinds == k) & decided_B].mean()), int(((kinds == k) & decided_B).sum()))
             for k in sorted(set(kinds[decided_B]))
         },
+        accuracy_by_dimension={
+            name: (*dimension_accuracy(model, data, name), len(_told_apart(data, name)))
+            for name in model.heads.dimensions
+        },
+        dimension_weights=weights_of(model),
         calibration_error=calibration_error(probability_B, p_B),
         brier=brier(probability_B, p_B),
         length_correlation=length_correlation(model, root_samples) if root_samples else 0.0,
@@ -291,6 +343,44 @@ def pair_margins(model: RewardModel, pairs: Sequence[PairRow]) -> tuple[np.ndarr
     raw_BK = model.raw([s for pair in pairs for s in _samples(pair)])
     margin_B = (raw_BK[0::2] - raw_BK[1::2]).mean(dim=1).double().numpy()
     return margin_B, np.array([pair.p for pair in pairs])
+
+
+def reward_margins(model: RewardModel, pairs: Sequence[PairRow]) -> np.ndarray:
+    """margin_B of what PPO maximises, overall and dimensions together, mean over the heads; no log-odds."""
+    if not (pairs and model.heads.dimensions):
+        return pair_margins(model, pairs)[0]
+    scores_BK = model.heads.combined(model.parts([s for pair in pairs for s in _samples(pair)]))
+    return (scores_BK[0::2] - scores_BK[1::2]).mean(dim=1).double().numpy()
+
+
+def weights_of(model: RewardModel) -> dict[str, float]:
+    """What each dimension counts in the reward."""
+    heads = model.heads
+    return (
+        dict(zip(heads.dimensions, heads.part_weight_C[1:].tolist(), strict=True)) if heads.dimensions else {}
+    )
+
+
+def _told_apart(data: RewardData, name: str) -> list[PairRow | GradeRow]:
+    """Held-out rows that take a side on the dimension."""
+    rows: list[PairRow | GradeRow] = [*data.heldout_pairs, *data.heldout_grades]
+    return [row for row in rows if dict(row.dimensions).get(name, 0.5) != 0.5]
+
+
+def dimension_accuracy(model: RewardModel, data: RewardData, name: str) -> Interval:
+    """How often the dimension's own heads take the side of the held-out pairs and ratings that take one."""
+    c = 1 + model.heads.dimensions.index(name)
+    rows = _told_apart(data, name)
+    if not rows:
+        return wilson(0, 0)
+    bias = float(model.heads.bias_CK[c].detach().mean())
+    own_S = model.parts([s for row in rows for s in _samples(row)])[:, c].mean(dim=1).tolist()
+    right = 0
+    for row in rows:
+        own = own_S.pop(0)
+        lean = own - own_S.pop(0) if isinstance(row, PairRow) else own + bias
+        right += (lean > 0) == (dict(row.dimensions)[name] > 0.5)
+    return wilson(right, len(rows))
 
 
 def grade_accuracy(model: RewardModel, grades: Sequence[GradeRow]) -> Interval:
@@ -319,7 +409,11 @@ def save(model: RewardModel, found: RewardReport, out_dir: Path) -> Path:
         return out_dir
     export_adapter(model.trunk, Role.REWARD, out_dir / "adapter")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.heads.state_dict().items()}
-    said = {"uncertainty": repr(model.uncertainty), "pooling": model.heads.pooling}
+    said = {
+        "uncertainty": repr(model.uncertainty),
+        "pooling": model.heads.pooling,
+        "dimensions": " ".join(model.heads.dimensions),
+    }
     save_file(state, out_dir / "heads.safetensors", said)
     (out_dir / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return out_dir
@@ -331,8 +425,10 @@ def load(trunk: Trunk, reward_dir: Path, uncertainty: float) -> tuple[RewardMode
         state = load_file(reward_dir / "heads.safetensors")
         found = msgspec.json.decode((reward_dir / "report.json").read_bytes(), type=RewardReport)
         with safe_open(reward_dir / "heads.safetensors", "pt") as file:
-            pooling = msgspec.convert((file.metadata() or {}).get("pooling", "last"), Pooling)
-        heads = RewardHeads(trunk.hidden_size, len(state["bias_K"]), 0, pooling)
+            said = file.metadata() or {}
+        pooling = msgspec.convert(said.get("pooling", "last"), Pooling)
+        dimensions = said.get("dimensions", "").split()
+        heads = RewardHeads(trunk.hidden_size, len(state["bias_K"]), 0, pooling, dimensions)
         heads.load_state_dict(state)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"{reward_dir} holds no reward model for this base: {e}") from e

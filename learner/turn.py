@@ -25,6 +25,8 @@ from feedback import snapshots
 from feedback import store as feedback_store
 from feedback.config import Deployment, Pipeline
 from feedback.errors import FeedbackError, SnapshotErased
+from feedback.grades import RATING
+from feedback.records import Grade
 from feedback.snapshots import Snapshot
 from learner import disagreement, distributed, evaluate, methods, reward_card, train_reward
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
@@ -46,8 +48,11 @@ from learner.models import (
     load_trunk,
     preload,
 )
+from learner.problems import Problem, ProblemSet
 from learner.sampling import EngineSampler, LocalSampler, MainSampler, Sampler
+from learner.sandbox import Sandbox
 from learner.train_reward import RewardModel, RewardReport
+from learner.verification import Verifier
 from ops import evaluation, store
 from ops.adapters import Adapter, adapter_name
 from ops.errors import OpsError
@@ -74,6 +79,14 @@ RATIO = Gauge(
     "ratchet_learner_ratio_before_ratio", "Mean policy ratio before the first update: 1, or the run stops"
 )
 ESS = Gauge("ratchet_learner_effective_sample_ratio", "Effective sample size of the last PPO step's tokens")
+VERIFIED = Gauge(
+    "ratchet_learner_verified_score_ratio",
+    "Mean score of the last policy step's checks, by kind; those without a verdict left out",
+    ["kind"],
+)
+NO_VERDICT = Counter(
+    "ratchet_learner_checks_without_verdict_total", "Checks that failed themselves, by kind", ["kind"]
+)
 ACCURACY = Gauge("ratchet_learner_reward_accuracy_ratio", "Held-out pair accuracy of the last reward model")
 TURN_SECONDS = Gauge("ratchet_learner_turn_seconds", "Duration of the last finished turn")
 TURNS = Counter("ratchet_learner_turns_total", "Turns of the loop, by outcome", ["outcome"])
@@ -139,13 +152,17 @@ class Setting:
     base_dir: Path
     engine_urls: Sequence[str]
     examination: Examination = field(default_factory=Examination)
+    problems: ProblemSet = field(default_factory=ProblemSet)
     progress: Progress = silent
 
     @property
     def fingerprint(self) -> str:
         """Of everything that decides the resulting weights."""
         values = {k: v for k, v in msgspec.structs.asdict(self.learner).items() if k not in OPERATIONAL}
-        text = msgspec.json.encode([values, store.base_digest(self.base_dir)], order="sorted")
+        said: list[Any] = [values, store.base_digest(self.base_dir)]
+        if self.problems.name:
+            said += [self.problems.name, self.problems.settings]
+        text = msgspec.json.encode(said, order="sorted")
         return sha256(text).hexdigest()[:16]
 
     def folder(self, run_id: str) -> Path:
@@ -354,7 +371,8 @@ def snapshot_of(bench: Bench, run: Run) -> Snapshot:
 
 def material_of(bench: Bench, run: Run) -> Material:
     if bench.tokenised is None:
-        bench.tokenised = material(snapshot_of(bench, run), bench.encoder, bench.setting.learner)
+        setting = bench.setting
+        bench.tokenised = material(snapshot_of(bench, run), bench.encoder, setting.learner, setting.problems)
     return bench.tokenised
 
 
@@ -379,9 +397,15 @@ def reward_data(snapshot: Snapshot, encoder: Encoder) -> RewardData:
         prompt = encoder.prompt(grade.prompt_digest, grade.prompt)
         heldout = snapshot.split_of(grade) == "heldout"
         (data.heldout_grades if heldout else data.grades).append(
-            GradeRow(encoder.reply(prompt, grade.reply), grade.p, grade.weight, grade.kind)
+            GradeRow(encoder.reply(prompt, grade.reply), grade.p, grade.weight, grade.kind, rated(grade))
         )
     return data
+
+
+def rated(grade: Grade) -> tuple[tuple[str, float], ...]:
+    """What a rating says by dimension, as probabilities, on the scale of an overall rating."""
+    low, high = (prior.p for prior in RATING)
+    return tuple((name, low + (high - low) * said) for name, said in sorted(grade.dimensions.items()))
 
 
 def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int) -> list[Prompt]:
@@ -401,6 +425,8 @@ def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int
 
 def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     s = bench.setting
+    if s.problems.settings.run_code:
+        sandbox(s.problems).require()
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
     bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
     # refuse now, not after the training
@@ -452,6 +478,7 @@ def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
         batch_prompts=learner.reward_batch_prompts,
         heads=learner.reward_heads,
         pooling=learner.reward_pooling,
+        dimensions=learner.reward_dimensions,
         rank=learner.rank,
         uncertainty=learner.reward_uncertainty,
         length_covariate=learner.reward_length_covariate,
@@ -464,14 +491,15 @@ def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | Non
     """Where the last finished run left its reward model, and what this snapshot's held-out pairs say of it.
 
     A conversation that is held out stays so in every snapshot. None without `reward_warm_start`, without an
-    earlier run, or where that run's model has another number of heads."""
+    earlier run, or where that run's model has other heads."""
     learner = bench.setting.learner
     done = [r for r in runs(bench.setting.deployment) if r.finished and r.run_id < run.run_id]
     if not (learner.reward_warm_start and done):
         return None, None
     folder = bench.setting.folder(done[-1].run_id) / "reward"
     model, _ = train_reward.load(bench.trunk, folder, learner.reward_uncertainty)
-    if len(model.heads.bias_K) != learner.reward_heads or model.heads.pooling != learner.reward_pooling:
+    alike = (len(model.heads.bias_K), model.heads.pooling, list(model.heads.dimensions))
+    if alike != (learner.reward_heads, learner.reward_pooling, sorted(learner.reward_dimensions)):
         return None, None
     return folder, reward_card.measure(model, data.heldout_pairs)
 
@@ -508,6 +536,8 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
         fingerprint=run.fingerprint,
         folder=bench.folder,
         watch=watch,
+        verify=verifier(bench.setting.problems, bench.encoder),
+        problem_fraction=bench.setting.problems.settings.fraction,
     )
     stopped = methods.train(task)
     export_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
@@ -516,13 +546,37 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
     return {"stopped": stopped}
 
 
-def material(snapshot: Snapshot, encoder: Encoder, learner: Learner) -> Material:
-    """What the snapshot offers every method, as token ids. Raises: DataError without a short prompt."""
+def verifier(problems: ProblemSet, encoder: Encoder) -> Verifier:
+    return Verifier(problems, encoder, sandbox(problems).run)
+
+
+def sandbox(problems: ProblemSet) -> Sandbox:
+    return Sandbox(cpu_s=problems.settings.cpu_s, memory_mb=problems.settings.memory_mb)
+
+
+def material(
+    snapshot: Snapshot, encoder: Encoder, learner: Learner, problems: ProblemSet | None = None
+) -> Material:
+    """What the snapshot and the problems offer every method, as token ids.
+
+    Raises: DataError without a short prompt.
+    """
+    given = problems or ProblemSet()
     return Material(
         prompts=prompts_of(snapshot, encoder, "train", learner.max_prompt_tokens),
         data=reward_data(snapshot, encoder),
         edits=edits_of(snapshot, encoder),
+        problems=problem_prompts(given.split(heldout=False), encoder, learner.max_prompt_tokens),
     )
+
+
+def problem_prompts(problems: Sequence[Problem], encoder: Encoder, max_tokens: int) -> list[Prompt]:
+    """Those that are short enough. Raises: DataError when there are problems, and all are too long."""
+    prompts = [encoder.prompt(problem.digest, problem.messages) for problem in problems]
+    kept = [prompt for prompt in prompts if len(prompt.ids) <= max_tokens]
+    if prompts and not kept:
+        raise DataError(f"all {len(prompts)} problems are longer than {max_tokens} tokens")
+    return kept
 
 
 def edits_of(snapshot: Snapshot, encoder: Encoder) -> list[Target]:
@@ -566,7 +620,16 @@ def evaluation_plan(bench: Bench, snapshot: Snapshot) -> Plan:
         max_prompt_tokens=learner.max_prompt_tokens,
         examination=bench.setting.examination,
         conversations={p.prompt_digest: p.prompt for p in snapshot.prompts if p.split == "heldout"},
+        problems=heldout_problems(bench),
+        verify=verifier(bench.setting.problems, bench.encoder),
     )
+
+
+def heldout_problems(bench: Bench) -> list[Prompt]:
+    """In order of digest, as many as are asked for."""
+    given, learner = bench.setting.problems, bench.setting.learner
+    kept = problem_prompts(given.split(heldout=True), bench.encoder, learner.max_prompt_tokens)
+    return sorted(kept, key=lambda prompt: prompt.digest)[: given.settings.eval_problems]
 
 
 def register_candidate(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
@@ -617,6 +680,10 @@ def show(metrics: Metrics) -> None:
     CLIPPED.set(metrics.clip_fraction)
     RATIO.set(metrics.ratio_before)
     ESS.set(metrics.effective_sample_size)
+    for kind, (rate, verdicts, without) in metrics.verified.items():
+        if verdicts:
+            VERIFIED.labels(kind).set(rate)
+        NO_VERDICT.labels(kind).inc(without)
 
 
 def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float], bool]) -> None:

@@ -61,7 +61,7 @@ def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_di
     def watch(metrics: methods.Metrics, steps: int) -> None:
         setting.progress("policy", metrics.step + 1, steps, methods.figures(metrics))
 
-    found = material(loaded, trunk.encoder, learner)
+    found = material(loaded, trunk.encoder, learner, setting.problems)
     methods.require(learner.method, found)
     with TemporaryDirectory() as folder:
         methods.train(
@@ -75,6 +75,8 @@ def policy_from_reward(setting: Setting, snapshot: str, reward_dir: Path, out_di
                 fingerprint=setting.fingerprint,
                 folder=Path(folder),
                 watch=watch,
+                verify=turn.verifier(setting.problems, trunk.encoder),
+                problem_fraction=setting.problems.settings.fraction,
             )
         )
     return export_adapter(trunk, Role.POLICY, out_dir)

@@ -1,8 +1,8 @@
 """Feedback tokens: with one, a browser tells of one reply without an API key.
 
-A token is `ft-`, an HMAC-SHA256 and what that signs: nothing is kept of it. Whoever holds it speaks as the user
-who was answered, about that reply (and the one shown beside it), until it expires or its owner's last key is
-revoked.
+A token is `ft-`, an HMAC-SHA256 and what that signs: nothing is kept of it. Whoever holds it speaks as the
+user who was answered, about that reply (and the one shown beside it), until it expires or its owner's last
+key is revoked.
 """
 
 import hmac

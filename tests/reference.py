@@ -20,6 +20,7 @@ CONFIGS = (
     ("retention", "feedback/config.py", "Retention"),
     ("forward", "feedback/config.py", "Forward"),
     ("learner", "learner/config.py", "Learner"),
+    ("problems", "learner/config.py", "Problems"),
     ("eval", "learner/config.py", "Eval"),
     ("rollout", "ops/config.py", "Rollout"),
     ("judge", "learner/config.py", "Judge"),

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -102,10 +103,21 @@ def test_a_card_says_where_a_model_comes_from(tmp_path: Path) -> None:
         train_pairs=7,
         settings={"epochs": 2},
     )
-    made = model_card.card(origin, findings.find(judged([1.0, -1.0], [2.0, -3.0])), ["a note"])
+    honest = findings.Share(name="honest", pairs=4, accuracy=0.75, low=0.3, high=0.95)
+    found = msgspec.structs.replace(findings.find(judged([1.0, -1.0], [2.0, -3.0])), by_own_head=(honest,))
+    made = model_card.card(origin, found, ["a note"])
     model_card.write(made, tmp_path)
     text = (tmp_path / "card.md").read_text()
-    for said in ("run-0003", "snap-0003", "abc", "0.500 [0.095, 0.905]", "epochs", "a note", "code"):
+    for said in (
+        "run-0003",
+        "snap-0003",
+        "abc",
+        "0.500 [0.095, 0.905]",
+        "epochs",
+        "a note",
+        "code",
+        "| honest | 4 | 0.750",
+    ):
         assert said in text, said
     assert json.loads((tmp_path / "card.json").read_bytes())["origin"]["train_pairs"] == 7
     for picture in ("calibration.png", "length.png"):

@@ -16,6 +16,7 @@ from learner.train_reward import (
     Settings,
     Weighted,
     backward,
+    counted_dimensions,
     head_weights,
     load,
     pair_margins,
@@ -92,7 +93,7 @@ def test_ppo_scores_what_the_trainer_scored(
     loaded, found = load(fresh_trunk(), tmp_path, model.uncertainty)
     assert found.pairs == 30
     with torch.no_grad(), model.trunk.acting(Role.REWARD):
-        trainer_BK = model.heads.standardised(model.differentiable(ROOT))
+        trainer_BK = model.heads.standardised(model.differentiable(ROOT)[:, 0])
     expected_B = (trainer_BK.mean(1) - 0.5 * trainer_BK.std(1, correction=0)).tolist()
     assert loaded(ROOT).tolist() == pytest.approx(expected_B, abs=1e-5)
     assert [float(loaded([s])) for s in ROOT[:5]] == pytest.approx(expected_B[:5], abs=1e-5)
@@ -200,3 +201,74 @@ def test_a_refresh_goes_on_from_the_earlier_model(fresh_trunk: Callable[[], Trun
 def test_a_folder_without_a_reward_model_is_refused(trunk: Trunk, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no reward model"):
         load(trunk, tmp_path, 0.5)
+
+
+def test_parts_are_added_in_deviations_of_their_own() -> None:
+    """Overall 1, harmless (4 − 2)/2 at ½, helpful −2 at 2: 1 + 0.5 − 4 = −2.5. Then the sum's own scale."""
+    heads = RewardHeads(4, 1, 0, "last", ("harmless", "helpful"))
+    heads.part_mean_CK = torch.tensor([[0.0], [2.0], [0.0]])
+    heads.part_deviation_CK = torch.tensor([[1.0], [2.0], [1.0]])
+    heads.part_weight_C = torch.tensor([1.0, 0.5, 2.0])
+    combined_BK = heads.combined(torch.tensor([[[1.0], [4.0], [-2.0]]]))
+    assert combined_BK.tolist() == [[-2.5]]
+    heads.mean_K, heads.deviation_K = torch.tensor([-0.5]), torch.tensor([4.0])
+    assert heads.standardised(combined_BK).tolist() == [[-0.5]]
+    plain = RewardHeads(4, 2, 0)
+    scores_BCK = plain.parts(torch.ones(3, 4))
+    assert torch.equal(plain.combined(scores_BCK), plain(torch.ones(3, 4)))
+
+
+def test_a_dimension_that_nobody_told_apart_is_masked(fresh_trunk: Callable[[], Trunk]) -> None:
+    """Heads of zero give ln 2 for each part that is told, and no gradient at all where it is not.
+
+    A pair that says overall the one and harmless the other: the gradients are each other's negative.
+    """
+    trunk = fresh_trunk()
+    trunk.add(Role.REWARD, 4, 0)
+    model = RewardModel(trunk, RewardHeads(trunk.hidden_size, 1, 0, "last", ("harmless", "honest")), 0.0)
+    with torch.no_grad():
+        for p in model.heads.parameters():
+            p.zero_()
+    told = replace(DATA.pairs[0], dimensions=(("harmless", 0.0),))
+    rated = replace(DATA.grades[0], dimensions=(("harmless", 1.0),))
+    with trunk.acting(Role.REWARD):
+        loss_BK = row_losses(model, [told, DATA.pairs[1], rated], torch.tensor([[1.0], [0.5], [2.0]]), False)
+        assert loss_BK[:, 0].tolist() == pytest.approx([2 * math.log(2), 0.5 * math.log(2), 4 * math.log(2)])
+        loss_BK[0].sum().backward()
+    dimension_DKH, overall_KH = model.heads.dimension_DKH.grad, model.heads.weight_KH.grad
+    assert dimension_DKH is not None and overall_KH is not None
+    assert bool(overall_KH.any())
+    assert torch.allclose(dimension_DKH[0], -overall_KH)
+    assert not dimension_DKH[1].any()
+
+
+def test_a_dimension_counts_from_twenty_rows_on() -> None:
+    """Fewer say too little to move the reward; nothing is made up for them."""
+    rows = [replace(p, dimensions=(("honest", 1.0),)) for p in DATA.pairs[:19]]
+    grade = replace(DATA.grades[0], dimensions=(("honest", 0.9), ("harmless", 0.1)))
+    wanted = {"honest": 0.5, "harmless": 1.0}
+    assert counted_dimensions(RewardData(pairs=rows), wanted) == {"harmless": 0.0, "honest": 0.0}
+    enough = RewardData(pairs=rows, grades=[grade])
+    assert counted_dimensions(enough, wanted) == {"harmless": 0.0, "honest": 0.5}
+    assert counted_dimensions(replace(enough, grades=[replace(grade, weight=0.0)]), wanted)["honest"] == 0.0
+
+
+@pytest.mark.slow
+def test_a_weighty_dimension_turns_the_reward(fresh_trunk: Callable[[], Trunk], tmp_path: Path) -> None:
+    """People like GOOD, and find it harmful: at weight 3 the reward is what is harmless, saved and loaded."""
+    harmful = [replace(p, dimensions=(("harmless", 0.0),)) for p in DATA.pairs]
+    heldout = [replace(p, dimensions=(("harmless", 0.0),)) for p in DATA.heldout_pairs]
+    data = RewardData(pairs=harmful, heldout_pairs=heldout)
+    settings = replace(SMALL, pooling="mean", dimensions={"harmless": 3.0, "honest": 1.0})
+    model, losses = train(fresh_trunk(), data, settings)
+    standardise(model, ROOT)
+    found = report(model, data, losses, ROOT)
+    assert found.accuracy_by_dimension["harmless"][0] == 1.0
+    assert found.accuracy_by_dimension["honest"] == (0.5, 0.0, 1.0, 0)
+    assert found.dimension_weights == {"harmless": 3.0, "honest": 0.0}
+    assert found.accuracy == 0.0  # of what PPO maximises; the overall part is right about all
+    assert (pair_margins(model, heldout)[0] > 0).all()
+    assert model.scores(ROOT).std(0, correction=0).tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+    save(model, found, tmp_path)
+    loaded, _ = load(fresh_trunk(), tmp_path, model.uncertainty)
+    assert loaded(ROOT).tolist() == pytest.approx(model(ROOT).tolist(), abs=1e-5)

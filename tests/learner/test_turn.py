@@ -21,8 +21,8 @@ from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import pair_files, reward_from_file, turn
-from learner.config import Learner
+from learner import pair_files, problems, reward_from_file, turn
+from learner.config import Learner, Problems
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
 from learner.probe_sets import load
@@ -34,6 +34,7 @@ from ops import store as adapter_store
 from ops.adapters import AdapterState
 from ops.registry import Registry
 from tests.feedback import builders
+from tests.feedback.test_raters import grade
 from tests.learner.test_train_preferences import needs_trl
 
 NOW = builders.NOON + timedelta(hours=1)
@@ -98,6 +99,19 @@ def setting(tmp_path: Path, tiny_base: Path) -> turn.Setting:
     )
 
 
+def with_problems(setting: turn.Setting) -> turn.Setting:
+    """Problems that the tiny base cannot solve, half of the prompts; and a dimension that nobody rated."""
+    file = setting.deployment.data_dir / "sums.jsonl"
+    asked = '{"messages": [{"role": "user", "content": "%d + %d?"}], "checks": [%s]}'
+    check = '{"kind": "answer", "expected": ["one thousand"]}'
+    file.write_text("\n".join(asked % (i, i, check) for i in range(10)))
+    return replace(
+        setting,
+        problems=problems.load(Problems(files=[str(file)], fraction=0.5, heldout=0.5)),
+        learner=msgspec.structs.replace(LEARNER, reward_dimensions={"harmless": 1.0}),
+    )
+
+
 @pytest.fixture
 def registry(setting: turn.Setting) -> Iterator[Registry]:
     opened = Registry(setting.deployment.state)
@@ -108,7 +122,7 @@ def registry(setting: turn.Setting) -> Iterator[Registry]:
 @pytest.mark.slow
 def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
     """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
-    run = turn.take_turn(setting, now)
+    run = turn.take_turn(with_problems(setting), now)
     candidate = registry.get(str(run.adapter))
     assert candidate.state is AdapterState.REGISTERED
     assert candidate.name == f"run-0001-{candidate.sha256[:8]}"
@@ -117,13 +131,24 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     card = msgspec.json.decode((setting.folder("run-0001") / "reward" / "card.json").read_bytes())
     assert card["origin"]["data"] == candidate.snapshot
     assert card["origin"]["parents"]["base model"] == candidate.base_sha256
+    assert "harmless counts 0 beside the overall answer: too few rows tell it apart" in card["notes"]
     assert candidate.base_sha256 == adapter_store.base_digest(setting.base_dir)
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
     adapter_store.verify(Path(candidate.path), candidate.sha256)
-    assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
+    steps = (setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()
+    assert [msgspec.json.decode(step)["verified"] for step in steps] == [{"answer": [0.0, 4, 0]}] * 3
     assert "finished" in table(setting.deployment)
+    verified, unknown = (candidate.report.measure(f"{name}_answer") for name in ("verified", "no_verdict"))
+    assert verified and unknown
+    assert (verified.candidate, verified.n, unknown.candidate) == (0.0, 5, 0.0)
     assert candidate.report.measure("capability") is None, "no probes were set"
+
+
+def test_a_rating_by_dimension_is_as_sure_as_an_overall_one() -> None:
+    """0 to 1 becomes 0.1 to 0.9, and what was not told apart stays away."""
+    said = msgspec.structs.replace(grade(1, "u"), dimensions={"honest": 0.0, "harmless": 0.75})
+    assert turn.rated(said) == (("harmless", pytest.approx(0.7)), ("honest", pytest.approx(0.1)))
 
 
 @pytest.mark.slow
