@@ -28,7 +28,7 @@ import torch
 
 from feedback import snapshots
 from feedback.config import Deployment, Pipeline, section
-from feedback.derivation import derive
+from feedback.derivation import VERSION, derive
 from feedback.events import (
     Draw,
     Event,
@@ -92,8 +92,9 @@ def base_dir() -> Path:
 
 @cache
 def folder() -> Path:
-    """Results of this base model under these settings; others have another folder."""
-    values = msgspec.json.encode([LEARNER, HABITS, PIPELINE, store.base_digest(base_dir())], order="sorted")
+    """Results of this base model, these settings and this derivation; others have another folder."""
+    world = [LEARNER, HABITS, PIPELINE, VERSION, store.base_digest(base_dir())]
+    values = msgspec.json.encode(world, order="sorted")
     return Path("build/studies") / hashlib.sha256(values).hexdigest()[:12]
 
 
