@@ -117,7 +117,7 @@ def gradient(trunk: Trunk, rows: list[PairRow | GradeRow], weights: list[float])
     trunk.add(Role.REWARD, 4, 0)
     model = RewardModel(trunk, RewardHeads(trunk.hidden_size, 1, 0), 0.0)
     with trunk.acting(Role.REWARD):
-        row_losses(model, rows, torch.tensor(weights)[:, None], False).sum().backward()
+        row_losses(model, rows, torch.tensor(weights)[:, None], False)[0].sum().backward()
     return [model.heads.weight_KH.grad.clone(), *(p.grad.clone() for p in trunk.parameters(Role.REWARD))]
 
 

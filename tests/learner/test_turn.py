@@ -11,27 +11,30 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from feedback import database, pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import pair_files, reward_from_file, turn
+from learner import pair_files, reward_from_file, runs, turn
 from learner.config import Learner
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
 from learner.probe_sets import load
 from learner.report_table import find
-from learner.status import table
+from learner.status import page, status
 from learner.workshop import evaluate_again
 from ops import erasure, evaluation
 from ops import store as adapter_store
 from ops.adapters import AdapterState
+from ops.config import Rollout
 from ops.registry import Registry
 from tests.feedback import builders
 from tests.learner.test_train_preferences import needs_trl
@@ -105,6 +108,13 @@ def registry(setting: turn.Setting) -> Iterator[Registry]:
     opened.close()
 
 
+def shown(setting: turn.Setting) -> str:
+    """What `ratchet learn status` prints."""
+    console = Console(width=160, file=StringIO())
+    console.print(page(status(setting.deployment, setting.learner, Rollout(), NOW)))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
     """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
@@ -122,7 +132,7 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert candidate.report.samples == 2 * candidate.report.prompts
     adapter_store.verify(Path(candidate.path), candidate.sha256)
     assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
-    assert "finished" in table(setting.deployment)
+    assert "finished" in shown(setting)
     assert candidate.report.measure("capability") is None, "no probes were set"
 
 
@@ -173,7 +183,7 @@ def test_a_turn_says_what_its_reward_heads_disagree_about(setting: turn.Setting,
         pipeline.step(log, state, Pipeline(), now=NOW)
         run = turn.begin(setting, NOW)
         bench = turn.open_bench(setting, run)
-        for stage in turn.STAGES[:2]:
+        for stage in runs.STAGES[:2]:
             run = turn.perform(bench, run, stage, NOW)
         with database.reading(state) as tx:
             ((_, item),) = store.items(tx, ["0"], 10)
@@ -181,14 +191,14 @@ def test_a_turn_says_what_its_reward_heads_disagree_about(setting: turn.Setting,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", turn.STAGES)
+@pytest.mark.parametrize("last", runs.STAGES)
 def test_a_turn_killed_after_any_stage_ends_with_the_same_candidate(
-    setting: turn.Setting, registry: Registry, last: turn.Stage
+    setting: turn.Setting, registry: Registry, last: runs.Stage
 ) -> None:
     """Every stage leaves what the next one needs on disk: nothing hangs on the process."""
     run = turn.begin(setting, NOW)
     bench = turn.open_bench(setting, run)
-    for stage in turn.STAGES[: turn.STAGES.index(last) + 1]:
+    for stage in runs.STAGES[: runs.STAGES.index(last) + 1]:
         run = turn.perform(bench, run, stage, NOW)
     continued = turn.take_turn(setting, now)
     assert continued.run_id == ("run-0002" if last == "register" else "run-0001")
@@ -249,10 +259,10 @@ def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> 
     )
     with pytest.raises(DataError, match="no train prompt"):
         turn.take_turn(impossible, now)
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.failed is not None
     assert turn.unfinished(impossible) is None
-    assert "failed" in table(setting.deployment)
+    assert "failed" in shown(setting)
 
 
 @pytest.mark.slow
@@ -267,7 +277,7 @@ def test_a_run_on_an_erased_snapshot_is_given_up_and_leaves_no_word(setting: tur
     assert erased.snapshots == (run.snapshot,)
     with pytest.raises(SnapshotErased, match=f"{run.snapshot} was erased"):
         turn.take_turn(setting, now)
-    assert "was erased" in str(turn.read(setting.folder(run.run_id)).failed)
+    assert "was erased" in str(runs.read(setting.folder(run.run_id)).failed)
     again = turn.take_turn(setting, now)
     assert (again.run_id, again.finished) == ("run-0002", True)
     asked = question(3).encode()
@@ -285,7 +295,7 @@ def test_another_method_makes_the_same_kind_of_candidate(setting: turn.Setting, 
     assert (run.method, candidate.reason) == ("kto", "trained by kto")
     assert candidate.report is not None
     adapter_store.verify(Path(candidate.path), candidate.sha256)
-    assert "kto 4: loss 0." in table(setting.deployment)
+    assert "4: loss 0." in shown(setting)
 
 
 def test_what_the_method_lacks_ends_the_turn_before_anything_is_trained(setting: turn.Setting) -> None:
@@ -293,7 +303,7 @@ def test_what_the_method_lacks_ends_the_turn_before_anything_is_trained(setting:
     learner = msgspec.structs.replace(LEARNER, method="sft")
     with pytest.raises(MissingData, match="users' edits"):
         turn.take_turn(turn.Setting(**{**vars(setting), "learner": learner}), now)
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert "users' edits" in str(run.failed)
     assert not (setting.folder(run.run_id) / "reward").exists()
 
@@ -304,7 +314,7 @@ def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:
         with pytest.raises(Busy, match="another learner"):
             turn.take_turn(setting, now)
         turn.serve(setting, now, lambda seconds: True)
-    assert turn.runs(setting.deployment) == []
+    assert runs.runs(setting.deployment) == []
 
 
 @pytest.mark.slow
@@ -317,8 +327,8 @@ def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: t
         return len(waits) == 3
 
     turn.serve(setting, now, wait)
-    assert len(turn.runs(setting.deployment)) == 1
-    assert turn.pending(setting) == 0.0
+    assert len(runs.runs(setting.deployment)) == 1
+    assert runs.pending(setting.deployment) == 0.0
     assert snapshots.listed(setting.deployment.snapshots_dir)
 
 
@@ -336,7 +346,7 @@ def test_the_daemon_survives_a_failing_turn_and_waits_longer_each_time(setting: 
         turn.Setting(**{**vars(setting), "learner": down, "engine_urls": ["http://127.0.0.1:9"]}), now, wait
     )
     assert waits == [4.0, 8.0, 16.0]
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.failed is None
     assert not run.finished
 
@@ -363,10 +373,10 @@ def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
     finally:
         process.kill()
         process.wait()
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.stages == ("snapshot", "reward")
     assert cli.main(["learn", "turn"], config) == 0
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.finished
     assert len(metrics.read_bytes().splitlines()) == 30
 
