@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from learner import (
     schedule,
     trackers,
     train_reward,
+    window,
 )
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
 from learner.checkpoints import write_atomically
@@ -363,8 +365,32 @@ def open_sampler(setting: Setting, trunk: Trunk, run_id: str) -> Sampler:
 
 def snapshot_of(bench: Bench, run: Run) -> Snapshot:
     if bench.loaded is None:
-        bench.loaded = snapshots.load(bench.setting.deployment.snapshots_dir / str(run.snapshot))
+        path = bench.setting.deployment.snapshots_dir / str(run.snapshot)
+        bench.loaded = snapshots.load(path, partial(window.choose, window=window_of(bench, run)))
     return bench.loaded
+
+
+def window_of(bench: Bench, run: Run) -> window.Window:
+    """What this turn reads of its snapshot; the same when the run is continued."""
+    learner, deployment = bench.setting.learner, bench.setting.deployment
+    earlier = runs.finished_before(deployment, run)
+    since = None
+    if earlier is not None and earlier.snapshot is not None:
+        since = snapshots.read_manifest(deployment.snapshots_dir / earlier.snapshot).created_at
+    return window.Window(
+        rows=learner.reward_rows,
+        heldout_rows=learner.reward_rows // 2,
+        prompts=2 * learner.policy_steps * learner.prompts_per_step,  # some may be too long
+        heldout_prompts=4 * learner.eval_prompts,
+        since=since,
+        seed=bench.seed,
+    )
+
+
+def outgrown(snapshot: Snapshot, learner: Learner) -> bool:
+    """Whether it has more training rows than a turn reads."""
+    splits = snapshot.manifest.splits
+    return sum(splits.get(table, {}).get("train", 0) for table in window.ROWS) > learner.reward_rows
 
 
 def material_of(bench: Bench, run: Run) -> Material:
@@ -417,23 +443,22 @@ def prompts_of(snapshot: Snapshot, encoder: Encoder, split: str, max_tokens: int
 def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     s = bench.setting
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
-    bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
+    taken = msgspec.structs.replace(run, snapshot=manifest.name)
     # refuse now, not after the training
     trackers.require(s.learner.trackers)
-    methods.require(s.learner.method, material_of(bench, run))
-    prompts_of(bench.loaded, bench.encoder, "heldout", s.learner.max_prompt_tokens)
+    methods.require(s.learner.method, material_of(bench, taken))
+    prompts_of(snapshot_of(bench, taken), bench.encoder, "heldout", s.learner.max_prompt_tokens)
     return {"snapshot": manifest.name}
 
 
 def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
-    snapshot = snapshot_of(bench, run)
     data = material_of(bench, run).data
 
     settings = reward_settings(bench.setting.learner, bench.seed)
     earlier, before = earlier_reward(bench, run, data)
     with reward_steps(bench) as on_step:
         model, losses = train_reward.train(bench.trunk, data, settings, on_step, earlier)
-    root = root_samples(bench, snapshot)
+    root = root_samples(bench, material_of(bench, run).prompts)
     train_reward.standardise(model, root)
     found = train_reward.report(model, data, losses, root)
     folder = train_reward.save(model, found, bench.folder / "reward")
@@ -491,11 +516,12 @@ def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
 def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | None, Findings | None]:
     """Where the last finished run left its reward model, and what this snapshot's held-out pairs say of it.
 
-    A conversation that is held out stays so in every snapshot. None without `reward_warm_start`, without an
-    earlier run, or where that run's model has another number of heads."""
+    A conversation that is held out stays so in every snapshot. None where the snapshot is read whole and
+    `reward_warm_start` is off, without an earlier run, or where that run's model has another number of heads.
+    """
     learner = bench.setting.learner
     done = runs.finished_before(bench.setting.deployment, run)
-    if not (learner.reward_warm_start and done):
+    if not done or not (learner.reward_warm_start or outgrown(snapshot_of(bench, run), learner)):
         return None, None
     folder = bench.setting.folder(done.run_id) / "reward"
     model, _ = train_reward.load(bench.trunk, folder, learner.reward_uncertainty)
@@ -504,10 +530,9 @@ def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | Non
     return folder, reward_card.measure(model, data.heldout_pairs)
 
 
-def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:
+def root_samples(bench: Bench, prompts: Sequence[Prompt]) -> list[Sample]:
     """Replies of the root reference to training prompts, four to each."""
     learner = bench.setting.learner
-    prompts = prompts_of(snapshot, bench.encoder, "train", learner.max_prompt_tokens)
     return bench.sampler.sample(
         Role.ROOT,
         prompts[: max(1, learner.root_samples // 4)],
