@@ -13,7 +13,8 @@ Series = dict[str, list[float]]
 REWARD, POLICY = "reward.jsonl", "metrics.jsonl"
 COLUMNS = 4
 PANEL_INCHES = (3.3, 2.1)
-COLOURS = ("#1b6ca8", "#b3452c", "#7a7a7a")
+LOOKS = (("#1b6ca8", ".-"), ("#b3452c", "--"))
+"""Colour and line of a panel's first and second figure."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,24 @@ def _plot(title: str, drawn: Sequence[tuple[Panel, Mapping[str, Sequence[float]]
     from matplotlib.ticker import MaxNLocator
 
     height = -(-len(drawn) // COLUMNS)
-    size = (COLUMNS * PANEL_INCHES[0], height * PANEL_INCHES[1] + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    wide, high = COLUMNS * PANEL_INCHES[0], height * PANEL_INCHES[1]
+    figure = Figure(figsize=(wide, high))
+    # a layout that fits itself draws everything four times: 2.4 s of CPU instead of 0.9
+    figure.subplots_adjust(0.6 / wide, 0.3 / high, 1 - 0.1 / wide, 1 - 0.5 / high, wspace=0.35, hspace=0.45)
+    figure.suptitle(title, fontsize="medium", y=1 - 0.12 / high)
     for place, (panel, lines) in enumerate(drawn, start=1):
         axes = figure.add_subplot(height, COLUMNS, place)
         if panel.level is not None:
             axes.axhline(panel.level, color="0.85", linewidth=1)
-        for (name, values), colour in zip(lines.items(), COLOURS, strict=False):
+        for (name, values), (colour, line) in zip(lines.items(), LOOKS, strict=False):
             steps = range(1, len(values) + 1)
-            marker = "." if len(values) < 40 else ""
-            axes.plot(steps, values, marker, linestyle="-", color=colour, linewidth=1.3, label=name)
+            axes.plot(steps, values, line, color=colour, linewidth=1.3, label=name)
         if len(panel.names) > 1:
             axes.legend(frameon=False, fontsize="x-small")
         axes.set_title(panel.title, fontsize="small")
         axes.set_ylabel(panel.unit, fontsize="x-small")
         axes.tick_params(labelsize="x-small")
+        axes.yaxis.get_offset_text().set_fontsize("x-small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

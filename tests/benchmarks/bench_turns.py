@@ -36,16 +36,17 @@ from tests.feedback import builders
 Row = dict[str, object]
 
 TURNS = 10
-USERS = 90
+USERS = 60
 """New in each turn; each asks something of their own and puts a thumb on the reply."""
-WINDOW = 64
+WINDOW = 48
 """Less than the training rows of the second turn."""
-HISTORY = 20_000
+HISTORY = 10_000
 LEARNER = Learner(
     sampler="local",
     rank=4,
-    max_reply_tokens=12,
+    max_reply_tokens=8,
     reward_lr=8e-3,
+    reward_epochs=1,
     reward_pooling="mean",
     reward_heads=2,
     reward_batch_prompts=8,
@@ -105,7 +106,8 @@ def course(folder: Path, base_dir: Path, reward_rows: int) -> Course:
         now = builders.NOON + timedelta(hours=number)
         found.seconds.append({"fold": gathered(deployment, number, now)})
         bench = one_turn(setting, now, found.seconds[-1])
-        print(f"bench-turns: turn {number}: {found.whole(number):.2f} CPU s", file=sys.stderr)
+        stages = ", ".join(f"{name} {s:.2f}" for name, s in found.seconds[-1].items())
+        print(f"bench-turns: turn {number}: {found.whole(number):.2f} CPU s: {stages}", file=sys.stderr)
     model, _ = turn.reward_of(bench)
     found.right = ordered(model, bench.encoder)
     return found

@@ -21,6 +21,7 @@ from learner.train_reward import (
     pair_margins,
     prompt_batches,
     report,
+    right,
     row_losses,
     save,
     standardise,
@@ -148,6 +149,13 @@ def test_micro_batches_do_not_change_the_gradient(fresh_trunk: Callable[[], Trun
             backward(model, batch, replace(SMALL, token_budget=budget))
         gradients.append([p.grad.clone() for p in trunk.parameters(Role.REWARD)])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_steps_accuracy_counts_decided_rows_by_the_side_they_are_on() -> None:
+    """Mean log-odds of two heads: +1 and +1 are right for p = .9 and a tie is nothing, +1 is wrong for .1."""
+    odds_BK = torch.tensor([[3.0, -1.0], [2.0, 0.0], [0.5, 1.5]])
+    rows = [replace(DATA.pairs[0], p=0.9), replace(DATA.pairs[1], p=0.5), replace(DATA.grades[0], p=0.1)]
+    assert right(odds_BK, rows).tolist() == [True, False, False]
 
 
 def test_all_rows_of_a_prompt_share_an_optimizer_step() -> None:
