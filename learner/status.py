@@ -5,6 +5,7 @@ Read from the runs' folders, the pipeline's state and the registry; no torch, an
 
 from collections.abc import Iterator
 from datetime import datetime
+from math import isfinite
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -240,7 +241,8 @@ def _runs_table(lines: list[Line], now: datetime) -> Table:
 
 def waits_for(next_turn: Due, now: datetime) -> str:
     """What the next turn waits for, in a line."""
-    share = f"weight {next_turn.gathered:.1f} of {next_turn.needed:g} gathered"
+    needed = f" of {next_turn.needed:g}" if isfinite(next_turn.needed) else ""
+    share = f"weight {next_turn.gathered:.1f}{needed} gathered"
     if next_turn.by(now):
         return f"due ({share})"
     if next_turn.clock_at is None:

@@ -135,8 +135,6 @@ def test_chosen_rows_are_those_of_the_whole(copied: Path) -> None:
     assert (part.pairs, part.grades, part.prompts) == (whole.pairs[:1], whole.grades[:1], whole.prompts[:1])
     assert [(e.row_id, e.at) for e in seen["grades"]] == [(g.grade_id, g.at) for g in whole.grades]
     assert [e.split for e in seen["prompts"]] == [p.split for p in whole.prompts]
-        (p.prompt_digest, p.split) for p in whole.prompts
-    ]
 
 
 def test_a_part_of_a_damaged_snapshot_is_refused_and_of_an_earlier_releases_is_read(copied: Path) -> None:

@@ -23,7 +23,7 @@ from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import pair_files, reward_from_file, runs, turn
+from learner import curves, pair_files, reward_from_file, runs, turn
 from learner.config import Learner
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
@@ -131,7 +131,11 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     assert candidate.report is not None
     assert candidate.report.samples == 2 * candidate.report.prompts
     adapter_store.verify(Path(candidate.path), candidate.sha256)
-    assert len((setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()) == 3
+    folder = setting.folder("run-0001")
+    assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 3
+    losses = curves.read(folder / "reward.jsonl")["loss"]
+    assert losses[0] == pytest.approx(0.693, abs=0.3), "nats, before anything is learned"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "finished" in shown(setting)
     assert candidate.report.measure("capability") is None, "no probes were set"
 
@@ -231,20 +235,25 @@ def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
+@pytest.mark.parametrize("further", [{"reward_warm_start": True}, {"reward_rows": 8}])
+def test_the_next_turn_starts_from_the_stable_adapter(
+    setting: turn.Setting, registry: Registry, further: dict[str, int]
+) -> None:
     """The candidate's parent is what serves, its gain is measured against that, KL still against the root.
-    The reward model goes on from the last one, if it shall."""
+    The reward model goes on from the last one, if it shall, or once the snapshot outgrows what a turn reads.
+    """
     from ops.traffic import TrafficTable
 
     first = turn.take_turn(setting, now)
     registry.set_traffic(
         TrafficTable(revision=1, stable=str(first.adapter)), expected_revision=0, by="test", at=NOW
     )
-    warm = msgspec.structs.replace(LEARNER, reward_warm_start=True)
+    warm = msgspec.structs.replace(LEARNER, **further)
     second = turn.take_turn(turn.Setting(**{**vars(setting), "learner": warm}), now)
     candidate = registry.get(str(second.adapter))
     card = msgspec.json.decode((setting.folder("run-0002") / "reward" / "card.json").read_bytes())
     assert card["origin"]["parents"]["reward model"] == "run-0001"
+    assert card["origin"]["train_pairs"] + card["origin"]["train_grades"] <= further.get("reward_rows", 100)
     assert any(note.startswith("the model that it went on from") for note in card["notes"])
     assert candidate.parent == first.adapter
     assert candidate.report is not None
