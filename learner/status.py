@@ -218,23 +218,20 @@ def _shown_under_way(at: UnderWay, now: datetime) -> Iterator[RenderableType]:
 
 def _runs_table(lines: list[Line], now: datetime) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "begun", "method", "outcome"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    table.add_column("age", justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("last policy step")
+    table.add_column("policy: last step")
     table.add_column("gates", no_wrap=True)
-    table.add_column("candidate", no_wrap=True)
     for line in lines:
-        verdict = Text(line.gates or "", style=COLOURS.get(line.gates or "", ""))
         table.add_row(
             line.run_id,
-            ago(line.started_at, now),
-            line.method,
-            Text(line.outcome, style="red" if line.failed else ""),
+            lasting((now - line.started_at).total_seconds()),
+            Text(line.state or line.outcome, style="red" if line.failed else ""),
             lasting(line.seconds),
-            f"{line.steps}: {line.figures}" if line.steps else "",
-            verdict,
-            line.state or "",
+            f"{line.method} {line.steps}: {line.figures}" if line.steps else line.method,
+            Text(line.gates or "", style=COLOURS.get(line.gates or "", "")),
         )
     return table
 
@@ -253,7 +250,7 @@ def waits_for(next_turn: Due, now: datetime) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    return f"{lasting(max(0.0, (now - moment).total_seconds()))} ago"
+    return f"{lasting((now - moment).total_seconds())} ago"
 
 
 def lasting(seconds: float) -> str:

@@ -136,7 +136,7 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     losses = curves.read(folder / "reward.jsonl")["loss"]
     assert losses[0] == pytest.approx(0.693, abs=0.3), "nats, before anything is learned"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "finished" in shown(setting)
+    assert "registered" in shown(setting)
     assert candidate.report.measure("capability") is None, "no probes were set"
 
 
@@ -259,6 +259,19 @@ def test_the_next_turn_starts_from_the_stable_adapter(
     assert candidate.report is not None
     assert candidate.report.baseline == first.adapter
     assert candidate.report.kl_parent_nats != candidate.report.kl_root_nats
+
+
+def test_the_time_left_is_told_by_the_steps_that_this_process_made(tmp_path: Path) -> None:
+    """Continued after step 10: two steps in 20 s, so twelve more take 120; the ten before it tell nothing."""
+    clock = iter([NOW, NOW + timedelta(seconds=10), NOW + timedelta(seconds=20)])
+    marks = turn.Marks(tmp_path, lambda: next(clock))
+    marks.begin("policy")
+    marks.step("policy", 11, 24, "reward +0.10, KL 1.0")
+    marks.step("policy", 12, 24, "reward +0.20, KL 1.5")
+    mark = runs.progress(tmp_path)
+    assert mark is not None
+    assert (mark.first, mark.done, mark.figures) == (10, 12, "reward +0.20, KL 1.5")
+    assert mark.left_s == pytest.approx(120.0)
 
 
 def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> None:
