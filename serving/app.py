@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from feedback.embedded import EmbeddedLog
 from feedback.errors import StateUnavailable
@@ -25,6 +26,7 @@ from serving.config import Gateway
 from serving.errors import ANSWERS, ErrorBody, ErrorDetail, KeysUnavailable, ServingError, body_of
 from serving.recording import Recorder
 from serving.routing import Router, RoutingSource, served_models
+from serving.feedback_tokens import FeedbackTokens
 from serving.upstream import Upstream, open_session
 
 CHAT_PATH = "/v1/chat/completions"
@@ -58,6 +60,7 @@ def build(
 ) -> App:
     """The gateway as one ASGI app. It closes nothing that it was given."""
     authenticator = Authenticator(keys)
+    tokens = FeedbackTokens(secret, authenticator, config.feedback_token_s)
     router = Router(registry)
     recorder = Recorder(log, ring, config.on_log_failure, config.log_timeout_s)
     chat: Chat | None = None
@@ -67,7 +70,7 @@ def build(
         nonlocal chat
         async with open_session() as session:
             upstream = Upstream(session, router, config)
-            chat = Chat(config, authenticator, router, upstream, recorder, secret)
+            chat = Chat(config, authenticator, router, upstream, recorder, tokens, secret)
             tables = [
                 Freshness("keys", authenticator.refresh),
                 Freshness("routes", router.refresh),
@@ -84,7 +87,7 @@ def build(
 
     inbox = signals.Signals(recorder, secret, config.redact)
     desk = reviews.Reviews(recorder, queue, secret)
-    api = _control_plane(config, authenticator, router, recorder, inbox, desk, lifespan)
+    api = _control_plane(config, authenticator, tokens, router, recorder, inbox, desk, lifespan)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -129,6 +132,7 @@ class Freshness:
 def _control_plane(
     config: Gateway,
     authenticator: Authenticator,
+    tokens: FeedbackTokens,
     router: Router,
     recorder: Recorder,
     inbox: signals.Signals,
@@ -136,6 +140,12 @@ def _control_plane(
     lifespan: Any,
 ) -> FastAPI:
     api = FastAPI(title="ratchet", lifespan=lifespan, docs_url=None, redoc_url=None)
+    api.add_middleware(
+        CORSMiddleware,
+        allow_origins=config.allowed_origins,
+        allow_methods=["POST"],
+        allow_headers=["authorization", "content-type"],
+    )
     api.add_exception_handler(ServingError, _on_serving_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(ClientGone, _on_client_gone)
@@ -143,7 +153,7 @@ def _control_plane(
     @api.post("/v1/feedback", openapi_extra=openapi.FEEDBACK)
     async def feedback(request: Request) -> Response:
         headers = dict(request.scope["headers"])
-        principal = authenticator.principal(headers)
+        principal = tokens.principal(headers, datetime.now(UTC))
         body = await read_json(headers, request.receive, config.max_body_bytes)
         given = told.parse(body, config.max_text_chars)
         return _json("feedback", await inbox.accept(given, principal, datetime.now(UTC)))
@@ -151,7 +161,7 @@ def _control_plane(
     @api.post("/v1/feedback/batch", openapi_extra=openapi.FEEDBACK_BATCH)
     async def feedback_batch(request: Request) -> Response:
         headers = dict(request.scope["headers"])
-        principal = authenticator.principal(headers)
+        principal = tokens.principal(headers, datetime.now(UTC))
         body = await read_json(headers, request.receive, config.max_body_bytes)
         given = told.parse_batch(body, config.max_text_chars)
         answers = await inbox.accept_all(given, principal, datetime.now(UTC))

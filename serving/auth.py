@@ -42,6 +42,8 @@ class Principal(msgspec.Struct, frozen=True):
     role: Role
     cache_salt: str
     """Keeps one owner's cached prompts from being probed by another."""
+    replies: frozenset[str] | None = None
+    """Ids of all the replies that may be spoken of; None: any of the owner's."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,19 +121,18 @@ class Authenticator:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._principals: dict[str, Principal] = {}
+        self._owners: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Blocking. Raises: KeysUnavailable; what was known stays known then."""
         with self._lock:
             self._principals = {k.digest: _principal(k) for k in self._keys.list() if k.revoked_at is None}
+            self._owners = frozenset(p.owner for p in self._principals.values())
 
     def principal(self, headers: dict[bytes, bytes], needs: Role = Role.CHAT) -> Principal:
         """Raises: Unauthenticated; Forbidden."""
-        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not secret:
-            raise Unauthenticated("send your API key in the header `Authorization: Bearer rk-…`")
-        principal = self._principals.get(sha256(secret.strip()).hexdigest())
+        principal = self._principals.get(sha256(bearer(headers)).hexdigest())
         if principal is None:
             raise Unauthenticated("this API key is unknown or revoked")
         if principal.role < needs:
@@ -139,6 +140,18 @@ class Authenticator:
                 f"this needs the role {needs.name.lower()}, the key has {principal.role.name.lower()}"
             )
         return principal
+
+    def knows(self, owner: str) -> bool:
+        """Whether `owner` has a key that is not revoked."""
+        return owner in self._owners
+
+
+def bearer(headers: dict[bytes, bytes]) -> bytes:
+    """What the request proves itself with. Raises: Unauthenticated."""
+    scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not secret:
+        raise Unauthenticated("send your API key in the header `Authorization: Bearer rk-…`")
+    return secret.strip()
 
 
 def digest(secret: str) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from serving.config import Gateway
 from serving.errors import EngineBroke, NotRecorded, Overloaded, ServingError, ShuttingDown
 from serving.recording import Recorder, Tee
 from serving.routing import Router, choose
+from serving.feedback_tokens import FeedbackTokens
 from serving.transcript import visible
 from serving.turns import Turn
 from serving.upstream import Reply, Upstream
@@ -85,6 +87,7 @@ class Chat:
         router: Router,
         upstream: Upstream,
         recorder: Recorder,
+        tokens: FeedbackTokens,
         secret: bytes,
     ) -> None:
         self._config = config
@@ -92,6 +95,7 @@ class Chat:
         self._router = router
         self._upstream = upstream
         self._recorder = recorder
+        self._tokens = tokens
         self._secret = secret
         self._comparisons = Comparisons(config, router, upstream)
         self._in_flight = 0
@@ -184,11 +188,11 @@ class Chat:
         """Make the turn durable, and the one beside it. Returns: the extras for the client."""
         other = None if second is None else await second.in_time(self._config.comparison_wait_s)
         departure.disarm()
-        if other is None:
-            await self._record(turn, TurnStatus.COMPLETE)
-            return turn.extras
-        await asyncio.gather(*(self._record(t, TurnStatus.COMPLETE) for t in (turn, other)))
-        return turn.extras | {"alternative": other.as_alternative()}
+        shown = [turn] if other is None else [turn, other]
+        await asyncio.gather(*(self._record(t, TurnStatus.COMPLETE) for t in shown))
+        token = self._tokens.issue(turn.owner, (t.response_id for t in shown), datetime.now(UTC))
+        extras = turn.extras | {"feedback_token": token}
+        return extras if other is None else extras | {"alternative": other.as_alternative()}
 
     async def _record_end(self, turn: Turn, status: TurnStatus) -> None:
         """Record a turn that did not complete; its client is told something else already."""

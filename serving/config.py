@@ -28,6 +28,10 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Longest comment or edited reply, in characters."""
     max_in_flight: int = 1024
     """Chat requests served at the same time; one more gets 503 with Retry-After."""
+    feedback_token_s: float = 7 * 86400.0
+    """How long the feedback token of a reply is good."""
+    allowed_origins: list[str] = []
+    """Web origins, such as `https://app.example.com`, whose pages may give feedback from the browser."""
     connect_timeout_s: float = 1.0
     """How long a replica may take to accept a connection."""
     stall_timeout_s: float = 60.0

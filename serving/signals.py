@@ -99,6 +99,8 @@ class Signals:
         """Without its words where the turn's are withheld, and without what is redacted."""
         if said.kind is SignalKind.LABEL and principal.role < Role.OPERATOR:
             raise Forbidden("labels need a key with the role operator")
+        if principal.replies is not None and said.user:
+            raise Forbidden("with a feedback token the user who was answered speaks; leave `user` out")
         turn = await self._target(said, principal)
         if said.other_response_id:
             await self._turn(said.other_response_id, "other_response_id", principal, said.kind)
@@ -127,6 +129,8 @@ class Signals:
     async def _turn(
         self, response_id: str, param: str, principal: Principal, kind: SignalKind
     ) -> TurnRecorded:
+        if principal.replies is not None and response_id not in principal.replies:
+            raise UnknownReply(f"{param}: not the reply that this feedback token is for", param=param)
         event = await self._recorder.find(Topic.TURNS, f"turn-{response_id}")
         labels = kind is SignalKind.LABEL  # operators label anybody's replies
         if event is None or not isinstance(event.data, TurnRecorded):
@@ -136,6 +140,8 @@ class Signals:
         return event.data
 
     async def _opening(self, conversation: str, principal: Principal) -> TurnRecorded:
+        if principal.replies is not None:
+            raise Forbidden("a feedback token is for a reply; a conversation needs an API key")
         event = await self._recorder.first_turn(conversation_key(principal.owner, conversation))
         if (
             event is None

@@ -59,6 +59,11 @@ class Turn:
         self._duration_s = 0.0
 
     @property
+    def owner(self) -> str:
+        """Whose key asked."""
+        return self._principal.owner
+
+    @property
     def extras(self) -> dict[str, Any]:
         """What the client learns beyond OpenAI's protocol."""
         return {
