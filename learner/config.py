@@ -59,8 +59,8 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Go on from the last run's reward model instead of fresh heads on the base: fewer epochs suffice. A
     snapshot of more than `reward_rows` always does."""
     reward_rows: int = 4096
-    """Training rows (pairs and grades) that a turn reads at most: the new ones, and a draw of the older. So a
-    turn costs the same however long the history."""
+    """Training rows (pairs and grades) that a turn reads at most: the new ones, and a draw of the older. So
+    training costs the same however long the history."""
     root_samples: int = 128
     """Root-reference replies on which rewards are standardised to mean 0 and deviation 1."""
 
