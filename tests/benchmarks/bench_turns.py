@@ -36,9 +36,9 @@ from tests.feedback import builders
 Row = dict[str, object]
 
 TURNS = 10
-USERS = 60
+USERS = 40
 """New in each turn; each asks something of their own and puts a thumb on the reply."""
-WINDOW = 48
+WINDOW = 32
 """Less than the training rows of the second turn."""
 HISTORY = 10_000
 LEARNER = Learner(
@@ -51,7 +51,7 @@ LEARNER = Learner(
     reward_heads=2,
     reward_batch_prompts=8,
     root_samples=16,
-    policy_steps=3,
+    policy_steps=1,
     prompts_per_step=8,
     samples_per_prompt=2,
     eval_prompts=8,
