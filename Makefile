@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # threads that wait for one another sleep instead of spinning: tests start many processes on few cores
 export OMP_WAIT_POLICY = PASSIVE
 
-SLOW := slow or vllm or kafka or browser or postgres
+SERVICES := vllm or kafka or browser or postgres
+SLOW := slow or $(SERVICES)
 
 .PHONY: help install base demo up unit test check lint types contracts docs bench lock clean
 
@@ -47,7 +48,8 @@ unit: install ## the quick tests: no engine, no broker, no browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not ($(SLOW))" --timeout 120 -n 2 --dist worksteal
 
 test: unit base ## every test, with real vLLM, Kafka, PostgreSQL and Chromium where they are installed
-	@$(BIN)/python -m pytest tests -m "$(SLOW)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "slow and not ($(SERVICES))" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests -m "$(SERVICES)"
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -51,7 +51,7 @@ def check_event(record: Record, event: Event, bounds: "Bounds") -> None:
     data = event.data
     _expect(data, record)
     _check_names(event.id, event.key)
-    if isinstance(data, TurnRecorded | SignalReceived):
+    if isinstance(data, (TurnRecorded, SignalReceived)):
         _check_names(data.user)
         if event.key != data.conversation_id:
             raise CodecError(f"{event.id!r} has key {event.key!r} but belongs to {data.conversation_id!r}")
@@ -81,7 +81,7 @@ def _check_names(*names: str) -> None:
     for name in names:
         if "\0" in name:
             raise CodecError(f"{name[:80]!r}: no database takes a NUL in a name")
-        if (size := len(name.encode())) > MAX_NAME_BYTES:
+        if (size := len(name if name.isascii() else name.encode())) > MAX_NAME_BYTES:
             raise LimitExceeded(f"a name of {size} bytes, {name[:40]!r}…: at most {MAX_NAME_BYTES}")
 
 

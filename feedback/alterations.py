@@ -94,9 +94,11 @@ class Alteration(NamedTuple):
     changes: frozenset[Change] = frozenset()
 
 
-@remembered(8192)
+@remembered(2048)
 def alteration(served: str, resent: str) -> Alteration:
     """What became of the words of `served`."""
+    if said(served) == said(resent):
+        return Alteration(Way.NONE)
     before, after = _aloud(served)[:MAX_WORDS], _aloud(resent)[:MAX_WORDS]
     if sorted(before) == sorted(after) or "".join(before) == "".join(after):
         return Alteration(Way.NONE)

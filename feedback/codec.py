@@ -26,7 +26,7 @@ Keys = Mapping[str, DataKey | None]
 """Data keys by id; None for one that was erased."""
 
 
-class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     specversion: str
     id: str
     source: str
@@ -39,7 +39,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     sealed: bytes | UnsetType = UNSET
 
 
-class Written(msgspec.Struct, frozen=True):
+class Written(msgspec.Struct, frozen=True, gc=False):
     """An event as it lies in the log: read, not opened."""
 
     envelope: _Envelope

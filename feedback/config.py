@@ -74,8 +74,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[pipeline]`: from events to pairs and snapshots."""
 
-    batch_records: int = 2000
-    """Records of one partition folded per transaction, or fewer where they are large."""
+    batch_records: int = 10_000
+    """Records folded per transaction, or fewer where they are large; each partition's share is that of what
+    waits there."""
     poll_s: float = 0.5
     """Longest wait for new records."""
     retry_window_s: float = 2.0

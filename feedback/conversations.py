@@ -47,7 +47,7 @@ class Spoken(msgspec.Struct, frozen=True, gc=False):
     """Text only, and some: tool calls and images are not compared."""
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A recorded turn with what the pipeline needs to know about it, worked out once."""
 
     event_id: str
@@ -95,7 +95,7 @@ class Heard(msgspec.Struct, frozen=True, gc=False):
     """None for what is no part of a conversation."""
 
 
-class Signal(msgspec.Struct, frozen=True, kw_only=True):
+class Signal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What somebody did about a reply: said by a client, or inferred from the traffic."""
 
     kind: SignalKind
@@ -117,7 +117,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """Said about the conversation: `response_id` is its last complete reply at that time."""
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     turns: tuple[Turn, ...]
     """In order of (time, event id)."""
     signals: tuple[Signal, ...]
@@ -203,6 +203,8 @@ class _Read(msgspec.Struct, frozen=True, gc=False):
     role: str
     text: str
     text_only: bool
+    comparable: bool
+    """Text only, and some."""
     wording: bytes
     """Changes with anything but whitespace and markdown."""
     words: bytes
@@ -211,27 +213,23 @@ class _Read(msgspec.Struct, frozen=True, gc=False):
 
 def _read(message: Message) -> _Read:
     role = "system" if message.get("role") in _INSTRUCTIONS else str(message.get("role"))
-    text, text_only = content_text(message), is_text_only(message)
-    if text_only:
-        wording, words = _hashed(role, text)
-    else:
-        words = wording = canonical({**message, "role": role}) + b"\x1e"
-    return _Read(role, text, text_only, wording, words)
+    text = content_text(message)
+    if is_text_only(message):
+        return _read_text(role, text)
+    hashed = canonical({**message, "role": role}) + b"\x1e"
+    return _Read(role, text, False, False, hashed, hashed)
 
 
-@remembered(8192)
-def _hashed(role: str, text: str) -> tuple[bytes, bytes]:
-    """The bytes that stand for a message of text: its wording, and its words alone."""
+@remembered(2048)
+def _read_text(role: str, text: str) -> _Read:
+    """A message of text alone."""
     forms = plain(text), " ".join(said(text)) or plain(text)
     wording, words = (f"{role}\x1f{form}\x1e".encode("utf-8", "surrogatepass") for form in forms)
-    return wording, words
+    return _Read(role, text, True, bool(text.strip()), wording, words)
 
 
 def _digest(messages: Iterable[_Read]) -> str:
-    digest = blake2b(digest_size=16)
-    for message in messages:
-        digest.update(message.wording)
-    return digest.hexdigest()
+    return blake2b(b"".join(message.wording for message in messages), digest_size=16).hexdigest()
 
 
 def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
@@ -240,8 +238,7 @@ def _dialogue(messages: Iterable[_Read]) -> tuple[tuple[Spoken, ...], str]:
     spoken = []
     for message in messages:
         if message.role != "system":
-            comparable = message.text_only and bool(message.text.strip())
-            spoken.append(Spoken(message.role, message.text, digest.hexdigest(), comparable))
+            spoken.append(Spoken(message.role, message.text, digest.hexdigest(), message.comparable))
             digest.update(message.words)
     return tuple(spoken), digest.hexdigest()
 

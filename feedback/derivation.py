@@ -17,7 +17,7 @@ VERSION = 6
 """Raise it whenever the same events would give other rows: the pipeline then derives everything anew."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A prompt state that one user asked in this conversation."""
 
     prompt_digest: str
@@ -26,7 +26,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     response_ids: tuple[str, ...]
 
 
-class Derived(msgspec.Struct, frozen=True, kw_only=True):
+class Derived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     grades: tuple[Grade, ...] = ()
     pairs: tuple[Pair, ...] = ()
     demonstrations: tuple[Demonstration, ...] = ()

@@ -142,7 +142,7 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnRecorded(
-    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.turn.recorded.v1", tag_field="type"
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="ratchet.turn.recorded.v1", tag_field="type"
 ):
     """One served reply with all that made it."""
 
@@ -178,7 +178,7 @@ class TurnRecorded(
 
 
 class SignalReceived(
-    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.signal.received.v1", tag_field="type"
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="ratchet.signal.received.v1", tag_field="type"
 ):
     """What somebody did about a turn, as a client told us."""
 
@@ -215,7 +215,12 @@ class SignalReceived(
 
 
 class AdapterTransitioned(
-    msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.adapter.transitioned.v1", tag_field="type"
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    gc=False,
+    tag="ratchet.adapter.transitioned.v1",
+    tag_field="type",
 ):
     """The registry moved an adapter from one state to another."""
 
@@ -227,7 +232,9 @@ class AdapterTransitioned(
     at: datetime
 
 
-class UserErased(msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.user.erased.v1", tag_field="type"):
+class UserErased(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="ratchet.user.erased.v1", tag_field="type"
+):
     """An end user's data keys were destroyed: nobody can read what was sealed under them any more."""
 
     user: str
@@ -241,7 +248,7 @@ class UserErased(msgspec.Struct, frozen=True, kw_only=True, tag="ratchet.user.er
 Data = TurnRecorded | SignalReceived | AdapterTransitioned | UserErased
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A CloudEvents 1.0 envelope. `id` is deterministic: the same fact always has the same id."""
 
     id: str

@@ -268,15 +268,21 @@ class _Served:
         self._origin: dict[str, Turn] = {}
         self._strand: dict[str, str] = {}
         self._gone_on_with: dict[str, datetime] = {}
+        self._asked: dict[str, str] = {}
+        self._by_programs: set[str] = set()
         for turn in conversation.turns:
             self._follow(turn)
 
     def _follow(self, turn: Turn) -> None:
         """Find out what it goes on from; turns come in order."""
         origin = self._newest_origin(turn)
+        self._asked[turn.event_id] = turn.question
         if origin:
             self._origin[turn.event_id] = origin
-            if not self.by_a_program(turn):
+            self._asked[turn.event_id] = f"{origin.response_id} {' '.join(_asked(turn))}"
+            if self._sooner_than_typed(turn, origin):
+                self._by_programs.add(turn.event_id)
+            else:
                 self._gone_on_with.setdefault(origin.response_id, turn.started_at)
         alone = turn.identity is IdentitySource.HISTORY
         begun = self._strand[origin.event_id] if origin else turn.event_id
@@ -328,8 +334,7 @@ class _Served:
 
     def asked(self, turn: Turn) -> str:
         """Names its question at its place. Tool calls and their results do not change it."""
-        origin = self.origin(turn)
-        return f"{origin.response_id} {' '.join(_asked(turn))}" if origin else turn.question
+        return self._asked[turn.event_id]
 
     def source(self, spoken: Spoken, later: Turn) -> Turn | None:
         """The turn that served this reply, although a client may have cut or decorated it since."""
@@ -347,9 +352,9 @@ class _Served:
 
     def by_a_program(self, turn: Turn) -> bool:
         """Whether the request came sooner after the reply that it resends than anybody types."""
-        origin = self.origin(turn)
-        if origin is None:
-            return False
+        return turn.event_id in self._by_programs
+
+    def _sooner_than_typed(self, turn: Turn, origin: Turn) -> bool:
         pause_s = (turn.started_at - origin.ended_at).total_seconds()
         typed = turn.dialogue[turn.asked_at].text if turn.asked_at is not None else ""
         return pause_s < self._typing_s * max(1.0, len(typed) / TYPED_CHARS)

@@ -8,7 +8,7 @@ right* and *this is not right* then read alike, and each ground for an objection
 import re
 from collections.abc import Iterable, Iterator
 
-from feedback.text import plain, remembered
+from feedback.text import after, plain, remembered
 
 OBJECTION_CHARS = 300
 """An objection comes early; what stands later in a long message is material."""
@@ -25,6 +25,7 @@ _QUOTED = re.compile(
     r"```.*?(?:```|\Z)|^\s*>.*$|\"[^\"]{3,}\"|“[^”]{3,}”|«[^»]{3,}»|(?<!\w)['‘][^'’]*\s[^'’]*['’](?!\w)",
     re.DOTALL | re.MULTILINE,
 )
+_QUOTING = re.compile(r"[`>\"“«'‘]")
 _NOT = _words("not never neither hardly")
 _CONTRACTED = tuple(
     (hints, re.compile(contracted), written_out)
@@ -60,20 +61,26 @@ _CONTRACTED = tuple(
     )
 )
 """Texts of which one must be there, what is then looked for, and what stands in its place."""
-_IS = _words("is am are was were be been being seems seemed looks looked sounds sounded feels felt appears")
-_IS_AFTER = _words("seem look sound feel appear")
-_DROPPED = _words(
+_BEING = "is am are was were be been being seems seemed looks looked sounds sounded feels felt appears"
+_BEING_AFTER = "seem look sound feel appear"
+_IS = _words(_BEING)
+_IS_AFTER = _words(_BEING_AFTER)
+_EMPTY = (
     "do does did done have has had can could will would should must might may to_be just still simply"
     " completely totally plainly clearly all quite really also far way a_bit a_little very absolutely"
     " actually again_and_again even exactly entirely so utterly pretty rather somewhat obviously"
     " definitely honestly basically literally apparently already at_all yet kind_of sort_of at_least kinda"
 )
+_DROPPED = _words(_EMPTY)
 _LEAD = _words(
     "um uh hm hmm hmmm well sorry ok okay oh ah but hey please and so yeah yes i_see alright actually"
     " unfortunately thanks thank_you thx however although though again wait i_think i_believe i_am_afraid"
 )
 _SEEMS = re.compile(rf"\b{_IS}\b|(?<=\w ){_IS_AFTER}\b")
 _SAYS_LITTLE = re.compile(rf"\b{_DROPPED}\b")
+_SEEMING = frozenset(f"{_BEING} {_BEING_AFTER}".split())
+_SAYING_LITTLE = frozenset(max(phrase.split("_"), key=len) for phrase in _EMPTY.split())
+"""Words of which one is in all that the pattern finds."""
 _LEADS = re.compile(rf"^(?:{_LEAD} )+")
 _STOPS = re.compile(r"[^\w?' -]")
 _IS_AGAIN = re.compile(r"\b(is)(?: is)+\b")
@@ -85,19 +92,23 @@ _TURN = re.compile(r"\b(?:but|however|although|though)\b|[,:–]\s|\s-\s")
 
 def own_words(text: str) -> str:
     """In lower case and with slips put right, without what is quoted."""
-    words = plain(_QUOTED.sub(" ", text)).casefold()
+    words = plain(_QUOTED.sub(" ", text) if _QUOTING.search(text) else text).casefold()
     if _SLIPS.keys().isdisjoint(_LETTERS.findall(words)):
         return words
     return _LETTERS.sub(lambda word: _SLIPS.get(word[0], word[0]), words)
 
 
-@remembered(4096)
+@remembered(2048)
 def bare(clause: str) -> str:
     """What carries the objection, in one form for the many ways to say it."""
     for hints, contracted, written_out in _CONTRACTED:
         if any(map(clause.__contains__, hints)):
             clause = contracted.sub(written_out, clause)
-    clause = _SAYS_LITTLE.sub(" ", _SEEMS.sub("is", clause))
+    words = _LETTERS.findall(clause)
+    if not _SEEMING.isdisjoint(words):
+        clause = _SEEMS.sub("is", clause)
+    if not _SAYING_LITTLE.isdisjoint(words):
+        clause = _SAYS_LITTLE.sub(" ", clause)
     clause = " ".join(_STOPS.sub(" ", clause).split())
     if "is is" in clause:
         clause = _IS_AGAIN.sub(r"\1", clause)
@@ -186,10 +197,11 @@ _PLAINER = _words(
     " clearer precise serious"
 )
 _UNWANTED = _words("use add include repeat make change give write invent apologize apologise lecture")
-_SAYS = _words(
+_SAYING = (
     "says say said told tells writes write wrote claims claimed thinks think replied answered insists"
     " believes complains complained commented"
 )
+_SAYS = _words(_SAYING)
 _MEANT = _words(
     "mean meant asked asking said wanted is_asking is_talking is_thinking is_referring is_speaking"
     " was_after needed talking_about requested told_you is_after expected referred"
@@ -291,12 +303,15 @@ _ASKED_BACK = re.compile(
     r"|\byou (?:read|listen|listening|understand)\b(?! )?.*(?:my|what i|to me|at me)"
     r"|\bwhat .*\bto with\b|\bhow is (?:that|this) (?:an answer|relevant|related|helpful|supposed)\b"
 )
+_ASKING_BACK = ("you", "to with", "how is")
 _REQUESTS = re.compile(r"^(?:please |you |kindly )+")
 _REPORTED = re.compile(
     r"\b(?!(?:i|you|we|not|it|that)\b)[a-z']+ (?:(?:just|also|always) )?"
     rf"{_SAYS}\b"
     r"|\baccording to\b|\bi (?:heard|read)\b(?! (?:my|your|the answer))"
 )
+_REPORTING = frozenset(_SAYING.split()) | {"according", "heard", "read"}
+"""Words of which one is in whatever is reported."""
 _SUPPOSED = re.compile(
     r"^(?:\w+ )?(?:if|when|whenever|in case|unless|whether|assuming|suppose|imagine|because if)\b"
 )
@@ -356,17 +371,19 @@ def _clauses(own: str) -> Iterator[str]:
 
 def _reported(sentence: str) -> bool:
     said = bare(sentence)
-    return bool(_REPORTED.search(said) or _SUPPOSED.search(said) or _EXPLAINED.search(said))
+    if _SUPPOSED.match(said) or (("why" in said or "wonder" in said) and _EXPLAINED.search(said)):
+        return True
+    return not _REPORTING.isdisjoint(_LETTERS.findall(said)) and bool(_REPORTED.search(said))
 
 
 def _ground(clause: str) -> str:
     """Why this clause objects. What is asked does not, unless it asks to account for the reply."""
-    if _PRAISE.search(clause):
+    if "what" in clause and _PRAISE.search(clause):
         return ""
-    said = _LEADS.sub("", bare(clause.replace(",", "")).replace("?", ""))
-    if _ASKED_BACK.search(said):
+    said = after(_LEADS, bare(clause.replace(",", "")).replace("?", ""))
+    if any(map(said.__contains__, _ASKING_BACK)) and _ASKED_BACK.search(said):
         return "asked to account for it"
-    if not _OFFERS.match(said) and _REDO.match(_REQUESTS.sub("", said)):
+    if not _OFFERS.match(said) and _REDO.match(after(_REQUESTS, said)):
         return "once more, please"
     if clause.endswith("?"):
         return ""

@@ -12,6 +12,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from prometheus_client import Counter, Gauge
 from feedback import admission, codec, consensus, database, erasure, keyring, snapshots, store
 from feedback.admission import SOURCES, Bounds, Limits
 from feedback.config import Pipeline
-from feedback.conversations import Heard, hear, of_all_heard
+from feedback.conversations import hear, of_all_heard
 from feedback.derivation import VERSION, Derived, derive, derived_from
 from feedback.errors import (
     KeyErased,
@@ -31,7 +32,7 @@ from feedback.errors import (
     StateUnavailable,
 )
 from feedback.eventlog import EventLog, Place, Position, Record, Share, Topic
-from feedback.events import Event, SignalKind, TurnRecorded
+from feedback.events import Event, SignalKind
 from feedback.recent import Known, Recent
 from feedback.store import DeadLetter, Entry, Kinds, Offsets
 
@@ -189,15 +190,24 @@ def gather(
     places = [(t, p) for t in SOURCES for p in log.partitions(t) if partitions is None or p in partitions]
     begins = {place: offsets.get(place, 0) for place in places}
     ends = log.ends(places)
+    waiting = {place: ends[place] - begins[place] for place in places if begins[place] < ends[place]}
     records = tuple(
         record
-        for place in places
-        if begins[place] < ends[place]
-        for record in log.read(*place, begins[place], limit=config.batch_records)
+        for place, limit in _shares(waiting, config.batch_records).items()
+        for record in log.read(*place, begins[place], limit=limit)
     )
     after = _after(records)
     _observe_lag({place: after.get(place, begin) for place, begin in begins.items()}, ends)
     return Batch(offsets={place: begin for place, begin in begins.items() if place in after}, records=records)
+
+
+def _shares(waiting: Mapping[Place, int], together: int) -> dict[Place, int]:
+    """How many records to read of each place: as large a share of all as of what waits, and at least one.
+
+    So a backlog's topics move on at one pace, and what is said of a turn comes with it.
+    """
+    most = min(1.0, together / max(1, sum(waiting.values())))
+    return {place: ceil(most * number) for place, number in waiting.items()}
 
 
 def fold(
@@ -296,22 +306,22 @@ def _fold(
     """Store the records' new events and derive the conversations they touch; what cannot be is returned."""
     letters = _follow_erasures(tx, [r for r in records if r.position.topic == Topic.USERS], retry_window_s)
     spoken = [r for r in records if r.position.topic != Topic.USERS]
-    entries, bad_records, erased = _admit(tx, spoken, limits, now)
-    stored = store.known_events(tx, entries.keys())
-    new = {event_id: at for event_id, at in entries.items() if event_id not in stored}
+    arrived, bad_records, erased = _admit(tx, spoken, limits, now)
+    stored = store.known_events(tx, arrived.keys())
+    new = [one for event_id, one in arrived.items() if event_id not in stored]
     touched = _derive_touched(tx, new, retry_window_s, recent)
     letters += [*bad_records, *touched.letters]
     bad = {letter.place for letter in touched.letters}
-    kept = [entry for record, entry in new.values() if _place(record) not in bad]
-    store.add_events(tx, kept)
+    kept = [one for one in new if _place(one.record) not in bad]
+    store.add_events(tx, [one.entry for one in kept])
     folded = Folded(
         records=len(records),
-        new=Tally(_topic_of(entry.event) for entry in kept),
-        repeated=Tally(_topic_of(entries[event_id][1].event) for event_id in stored),
+        new=Tally(one.topic for one in kept),
+        repeated=Tally(arrived[event_id].topic for event_id in stored),
         erased=erased,
         dead=Tally(Topic(letter.topic) for letter in letters),
         change=store.replace_derived(tx, touched.derived, fresh=touched.fresh),
-        newest=max((entry.event.time for entry in kept), default=None),
+        newest=max((one.event.time for one in kept), default=None),
         known=tuple(touched.known),
     )
     return folded, letters
@@ -412,9 +422,29 @@ def _follow_erasures(tx: sa.Connection, records: Iterable[Record], retry_window_
     return letters
 
 
+class _Arrived(msgspec.Struct, frozen=True, gc=False):
+    """A record that holds a proper event."""
+
+    record: Record
+    event: Event
+    key_id: str | None
+    """The data key that it is sealed under."""
+
+    @property
+    def topic(self) -> Topic:
+        return Topic(self.record.position.topic)
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.event, self.record.value)
+
+    def known(self) -> Known:
+        return Known(hear(self.event), self.key_id, len(self.record.value))
+
+
 def _admit(
     tx: sa.Connection, records: Iterable[Record], limits: Limits, now: datetime
-) -> tuple[dict[str, tuple[Record, Entry]], list[DeadLetter], Tally[Topic]]:
+) -> tuple[dict[str, _Arrived], list[DeadLetter], Tally[Topic]]:
     """Records that hold a proper event, by event id; those that do not; how many belong to erased users."""
     read: list[tuple[Record, codec.Written]] = []
     letters = []
@@ -428,7 +458,7 @@ def _admit(
             letters.append(_dead(record, e))
     keys = keyring.keys_of(tx, {written.key_id for _, written in read if written.key_id})
     bounds = Bounds(limits, now)
-    entries: dict[str, tuple[Record, Entry]] = {}
+    arrived: dict[str, _Arrived] = {}
     erased: Tally[Topic] = Tally()
     for record, written in read:
         try:
@@ -439,8 +469,8 @@ def _admit(
         except Exception as e:  # as above
             letters.append(_dead(record, e))
         else:
-            entries.setdefault(event.id, (record, Entry(event, record.value, written.key_id)))
-    return entries, letters, erased
+            arrived.setdefault(event.id, _Arrived(record, event, written.key_id))
+    return arrived, letters, erased
 
 
 class _Touched(msgspec.Struct, frozen=True):
@@ -454,25 +484,24 @@ class _Touched(msgspec.Struct, frozen=True):
 
 
 def _derive_touched(
-    tx: sa.Connection, new: Mapping[str, tuple[Record, Entry]], retry_window_s: float, recent: Recent
+    tx: sa.Connection, new: Iterable[_Arrived], retry_window_s: float, recent: Recent
 ) -> _Touched:
     """Derive the conversations that got new events, without the events that cannot be derived from."""
-    arrived: dict[str, list[tuple[Record, Entry]]] = {}
-    for record, entry in new.values():
-        arrived.setdefault(store.conversation_of(entry.event), []).append((record, entry))
+    arrived: dict[str, list[_Arrived]] = {}
+    for one in new:
+        arrived.setdefault(store.conversation_of(one.event), []).append(one)
     stored = _stored(tx, arrived, recent)
     derived: dict[str, Derived] = {}
     known: list[Known] = []
     letters: list[DeadLetter] = []
     for conversation_id, said in arrived.items():
         before = stored.get(conversation_id, [])
-        earlier = [known.heard for known in before]
-        made = _attempt(earlier, [entry for _, entry in said], retry_window_s)
+        made = _attempt(before, said, retry_window_s)
         if isinstance(made, Exception):
-            made, blamed = _one_by_one(earlier, said, retry_window_s)
+            made, blamed = _one_by_one(before, said, retry_window_s)
             letters += blamed
         derived[conversation_id] = made.derived
-        known += [*before, *made.known]
+        known += made.known
     return _Touched(derived, arrived.keys() - stored.keys(), known, letters)
 
 
@@ -494,34 +523,35 @@ def _stored(tx: sa.Connection, conversation_ids: Collection[str], recent: Recent
 
 
 class _Made(msgspec.Struct, frozen=True):
-    """What was derived, and the new events that it was derived from."""
+    """What was derived, and from which events."""
 
     derived: Derived
     known: list[Known]
 
 
-def _attempt(before: Sequence[Heard], entries: Iterable[Entry], retry_window_s: float) -> _Made | Exception:
+def _attempt(
+    before: Iterable[Known], arrived: Iterable[_Arrived], retry_window_s: float
+) -> _Made | Exception:
     try:
-        known = [Known(hear(entry.event), entry.key_id, len(entry.payload)) for entry in entries]
-        conversation = of_all_heard([*before, *(one.heard for one in known)])
+        known = [*before, *(one.known() for one in arrived)]
+        conversation = of_all_heard(one.heard for one in known)
         return _Made(derived_from(conversation, retry_window_s=retry_window_s), known)
     except Exception as e:  # the same rule as in _admit, for what only shows in the conversation
         return e
 
 
 def _one_by_one(
-    before: Sequence[Heard], arrived: Iterable[tuple[Record, Entry]], retry_window_s: float
+    before: list[Known], arrived: Iterable[_Arrived], retry_window_s: float
 ) -> tuple[_Made, list[DeadLetter]]:
     """Find which of the new events it is that derivation fails on."""
-    good: list[Entry] = []
-    best = _Made(derived_from(of_all_heard(before), retry_window_s=retry_window_s), [])
+    conversation = of_all_heard(one.heard for one in before)
+    best = _Made(derived_from(conversation, retry_window_s=retry_window_s), before)
     letters = []
-    for record, entry in arrived:
-        made = _attempt(before, [*good, entry], retry_window_s)
+    for one in arrived:
+        made = _attempt(best.known, [one], retry_window_s)
         if isinstance(made, Exception):
-            letters.append(_dead(record, made))
+            letters.append(_dead(one.record, made))
         else:
-            good.append(entry)
             best = made
     return best, letters
 
@@ -539,10 +569,6 @@ def _dead(record: Record, error: Exception) -> DeadLetter:
 
 def _place(record: Record) -> tuple[str, int, int]:
     return (str(record.position.topic), record.position.partition, record.position.offset)
-
-
-def _topic_of(event: Event) -> Topic:
-    return Topic.TURNS if isinstance(event.data, TurnRecorded) else Topic.SIGNALS
 
 
 def _after(records: Iterable[Record]) -> Offsets:

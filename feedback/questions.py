@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from feedback.text import content_words, plain, remembered, said
+from feedback.text import after, content_words, plain, remembered, said
 
 WEIGHTS = {
     "words shared": 5.71,
@@ -149,17 +149,22 @@ def repeats(question: str, following: str) -> bool:
     asked = _asked(question)
     if _same_letters(question, following):
         return len(asked) > 1 and any(len(word) > 4 for word in asked)
-    before, after = (_topic(_LEAD.sub("", plain(text).casefold())) for text in (question, following))
-    same = all(known(w, after) for w in before) and all(known(w, before) for w in after)
+    before, then = (_topic(_without_lead(text)) for text in (question, following))
+    same = all(known(w, then) for w in before) and all(known(w, before) for w in then)
     return len(before) > 1 and same and asks_again(question, following)
 
 
 def _asked(question: str) -> frozenset[str]:
-    return content_words(_LEAD.sub("", plain(question).casefold()))
+    return content_words(_without_lead(question))
+
+
+def _without_lead(text: str) -> str:
+    return after(_LEAD, plain(text).casefold())
 
 
 def _same_letters(question: str, following: str) -> bool:
-    return sorted("".join(said(question))) == sorted("".join(said(following)))
+    asked, asks = ("".join(said(text)) for text in (question, following))
+    return len(asked) == len(asks) and (asked == asks or sorted(asked) == sorted(asks))
 
 
 def score(question: str, following: str, weights: Mapping[str, float], bias: float) -> float:
@@ -169,9 +174,9 @@ def score(question: str, following: str, weights: Mapping[str, float], bias: flo
 
 def comparable(question: str, following: str) -> bool:
     """Whether the two are worth a score: enough of the topic comes again, and nothing names another thing."""
-    asked, asks = (_LEAD.sub("", plain(text).casefold()) for text in (question, following))
-    before, after = _topic(asked), _topic(asks)
-    enough = sum(known(word, before) for word in after) >= min(2, max(1, len(before)))
+    asked, asks = _without_lead(question), _without_lead(following)
+    before, then = _topic(asked), _topic(asks)
+    enough = sum(known(word, before) for word in then) >= min(2, max(1, len(before)))
     others = _others(_names(question), _names(following), asked, asks)
     figures = _others(_figures(asked), _figures(asks), asked, asks)
     return enough and not (others or figures or same_build(asked, asks))
@@ -179,8 +184,8 @@ def comparable(question: str, following: str) -> bool:
 
 def features(question: str, following: str) -> dict[str, float]:
     """What the following message shares with the question, and what it has from elsewhere."""
-    asked, following = _LEAD.sub("", plain(question).casefold()), plain(following).casefold()
-    asks = _LEAD.sub("", following)
+    asked, following = _without_lead(question), plain(following).casefold()
+    asks = after(_LEAD, following)
     topic_before, topic_after = _topic(asked), _topic(asks)
     shared = sum(known(word, topic_before) for word in topic_after)
     aims, aims_after = _aims(asked), _aims(asks)

@@ -56,7 +56,7 @@ _NO_THANKS = re.compile(
 )
 
 
-@remembered(8192)
+@remembered(2048)
 def reaction(question: str, answer: str, following: str) -> SignalKind | None:
     """What a user's message says of the answer before it; None where it may ask the same again, or may not.
 

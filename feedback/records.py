@@ -14,7 +14,7 @@ from feedback.events import Message, SignalKind
 Split = Literal["train", "heldout"]
 
 
-class Grade(msgspec.Struct, frozen=True, kw_only=True):
+class Grade(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one signal says of one reply."""
 
     grade_id: str
@@ -40,7 +40,7 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class Vote(msgspec.Struct, frozen=True, kw_only=True):
+class Vote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one rater of the review queue said of a pair."""
 
     rater: str
@@ -50,7 +50,7 @@ class Vote(msgspec.Struct, frozen=True, kw_only=True):
     """The same by those of `events.DIMENSIONS` that the rater answered."""
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Two replies to one prompt state; `chosen` is the likelier better one."""
 
     pair_id: str
@@ -81,7 +81,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class Demonstration(msgspec.Struct, frozen=True, kw_only=True):
+class Demonstration(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A reply as a user would have it: a target for supervised fine-tuning."""
 
     demonstration_id: str

@@ -15,7 +15,7 @@ KEY_BYTES = 32
 _NONCE_BYTES = 12
 
 
-class DataKey(msgspec.Struct, frozen=True):
+class DataKey(msgspec.Struct, frozen=True, gc=False):
     """One end user's key and the name under which it is kept."""
 
     id: str

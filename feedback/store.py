@@ -141,8 +141,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     event: Event
     payload: bytes
-    key_id: str | None = None
-    """The data key that it is sealed under."""
 
 
 def open_state(url: str, *, durable: bool = False) -> sa.Engine:

@@ -13,7 +13,7 @@ import msgspec
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _LINE_MARKER = re.compile(r"^\s*(?:[-*+•]|\d+[.)]|#{1,6}|>+)\s+", re.MULTILINE)
-_MARKUP = re.compile(r"[*_`~|\\]")
+_MARKUP = str.maketrans("", "", "*_`~|\\")
 _TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
 )
@@ -30,7 +30,7 @@ _STOP_WORDS = frozenset(
 )
 _MAX_WORDS = 4000
 _REMEMBERED_CHARS = 4000
-"""Longest texts that are worth a place in a cache: 8192 such entries hold some 60 MB."""
+"""Longest texts that are worth a place in a cache: 2048 such entries hold some 15 MB."""
 
 _THOUGHT = re.compile(
     r"<(?P<tag>think|thinking|thought|reasoning)\b[^>]*>.*?</(?P=tag)>"
@@ -103,16 +103,16 @@ def remembered(entries: int, longest: int = _REMEMBERED_CHARS) -> Callable[[F], 
         cached = lru_cache(maxsize=entries)(function)
 
         @wraps(function)
-        def call(*texts: str) -> Any:
-            short = sum(map(len, texts)) <= longest
-            return cached(*texts) if short else function(*texts)
+        def call(text: str, *others: str) -> Any:
+            size = len(text) + sum(map(len, others)) if others else len(text)
+            return cached(text, *others) if size <= longest else function(text, *others)
 
         return cast(F, call)
 
     return decorate
 
 
-@remembered(8192)
+@remembered(2048)
 def plain(text: str) -> str:
     """The wording without what clients and renderers change on their own.
 
@@ -125,10 +125,14 @@ def plain(text: str) -> str:
         text = _THINKING.sub(" ", text)
     if "](" in text:
         text = _LINK.sub(r"\1", text)
-    return " ".join(_MARKUP.sub("", _LINE_MARKER.sub("", text)).split())
+    if "\n" in text:
+        text = _LINE_MARKER.sub("", text)
+    elif marker := _LINE_MARKER.match(text):
+        text = text[marker.end() :]
+    return " ".join(text.translate(_MARKUP).split())
 
 
-@remembered(8192)
+@remembered(2048)
 def said(text: str) -> tuple[str, ...]:
     """Its words, without anything that programs change on the way: the same before and after any of them.
 
@@ -150,6 +154,12 @@ def said(text: str) -> tuple[str, ...]:
     return tuple(_words(text))
 
 
+def after(lead: re.Pattern[str], text: str) -> str:
+    """What follows `lead` where the text begins with it; else all of it."""
+    found = lead.match(text)
+    return text[found.end() :] if found else text
+
+
 def _words(text: str) -> list[str]:
     """Runs of letters and figures in lower case; ideographs one by one."""
     text = text.casefold()
@@ -164,7 +174,7 @@ def distance(a: str, b: str) -> float:
     return 1.0 - SequenceMatcher(None, words_a, words_b, autojunk=False).ratio()
 
 
-@remembered(8192)
+@remembered(2048)
 def content_words(text: str) -> frozenset[str]:
     """Its words in lower case, without those that carry no topic."""
     return frozenset(_words(plain(text))) - _STOP_WORDS

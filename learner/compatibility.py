@@ -166,6 +166,15 @@ def eos_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:
     return found
 
 
+def output_logits(causal_lm: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
+    """logits_NV before temperature, float32, as the family makes them: scaled, then soft-capped."""
+    logits_NV: torch.Tensor = causal_lm.get_output_embeddings()(hidden_NH).float()
+    scale, cap = logit_scale(causal_lm.config), getattr(causal_lm.config, "final_logit_softcapping", None)
+    if scale != 1.0:
+        logits_NV = logits_NV * scale
+    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
 def logit_scale(config: Any) -> float:
     """What the output layer's results are multiplied by: Cohere names a factor, Granite a divisor."""
     factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))

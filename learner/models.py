@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learner.batches import Batch, Encoder, Sample, collate, length_mask
-from learner.compatibility import check_forward, context, eos_ids, logit_scale, open_base
+from learner.compatibility import check_forward, context, eos_ids, open_base, output_logits
 from learner.distributed import is_main, shard_layers, shards_asked_for
 from learner.errors import ModelError
 from learner.losses import token_logprobs
@@ -55,8 +55,6 @@ class Trunk:
         self.causal_lm = model.get_base_model()
         self.backbone = self.causal_lm.base_model
         self.lm_head = self.causal_lm.get_output_embeddings()
-        self.logit_scale = logit_scale(self.causal_lm.config)
-        self.softcap: float | None = getattr(self.causal_lm.config, "final_logit_softcapping", None)
 
     @property
     def device(self) -> torch.device:
@@ -156,10 +154,7 @@ class Trunk:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """logits_NV before temperature, float32."""
-        logits_NV: Tensor = self.lm_head(hidden_NH).float()
-        if self.logit_scale != 1.0:
-            logits_NV = logits_NV * self.logit_scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        return output_logits(self.causal_lm, hidden_NH)
 
 
 def response_states(hidden_BLH: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feedback.events import Message
-from learner.compatibility import open_base
+from learner.compatibility import open_base, output_logits
 from learner.distributed import add_up_gradients, dealt, is_main, total
 from learner.errors import DataError, ModelError
 from ops.base_model import verified
@@ -129,16 +129,17 @@ def learned_tokens(examples: Sequence[Example], batch: Sequence[int]) -> torch.T
 
 
 def summed_loss(
-    model: torch.nn.Module, ids_BT: torch.Tensor, labels_BT: torch.Tensor, mask_BT: torch.Tensor
+    model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy summed over the labelled tokens (nats): logits at t-1 predict token t."""
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-    return F.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1).float(),
-        labels_BT[:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    """Cross-entropy summed over the labelled tokens (nats): the state at t-1 predicts token t.
+
+    No other token's logits are computed: over a large vocabulary they would be most of the memory.
+    """
+    hidden_BTH = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+    targets_BT = labels_BT[:, 1:]
+    learned_BT = targets_BT != IGNORED
+    logits_NV = output_logits(model, hidden_BTH[:, :-1][learned_BT])
+    return F.cross_entropy(logits_NV, targets_BT[learned_BT], reduction="sum")
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -258,7 +259,8 @@ def _rendered(tokenizer: Any, messages: list[Message], row: int) -> tuple[str, l
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, through = render(i, prompt=True), render(i + 1)
+        before = render(i, prompt=True)
+        through = render(i + 1) if i + 1 < len(messages) else text
         if not (through.startswith(before) and text.startswith(through)):
             raise ModelError(
                 f"dialogue {row}: the chat template rewrites earlier turns, so replies cannot be found"

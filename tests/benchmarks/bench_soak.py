@@ -22,7 +22,7 @@ Row = dict[str, object]
 
 EVENTS = int(os.environ.get("RATCHET_SOAK_EVENTS", 2_000_000))
 NOW = stream.START.replace(year=2027)
-CONFIG = Pipeline(batch_records=1000)
+CONFIG = Pipeline(batch_records=2000)
 RECENT_BYTES = 4 << 20
 """Small, so that it is full after the first tenth of a short soak, too."""
 

@@ -405,6 +405,22 @@ def test_two_pipelines_on_one_state_do_no_harm(log, url):
     engine.dispose()
 
 
+def test_a_backlogs_topics_move_on_at_one_pace(log, state):
+    """Thumbs that are read long before their turns have every conversation derived twice."""
+    replies = [turn(f"t{n}", QUESTION, f"A {n}.", conversation=f"c{n}") for n in range(20)]
+    append(log, *replies, *(thumb(t, True) for t in replies[:10]))
+    folded = step(log, state, Pipeline(batch_records=6))  # a fifth of the 30 that wait
+    assert folded.new == {Topic.TURNS: 4, Topic.SIGNALS: 2}
+
+
+def test_who_waits_for_little_is_read_beside_a_backlog(log, state):
+    """An erasure must not wait until a million turns are folded."""
+    append(
+        log, *(turn(f"t{n}", QUESTION, f"A {n}.", conversation=f"c{n}") for n in range(40)), thumb(BAD, True)
+    )
+    assert step(log, state, Pipeline(batch_records=4)).new == {Topic.TURNS: 4, Topic.SIGNALS: 1}
+
+
 def test_other_rules_derive_everything_anew(log, state):
     """A release or a setting that reads events otherwise must not leave rows of the old reading behind."""
     quick = turn("r2", QUESTION, "Open the settings, choose security and press reset.", at=1.5)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from feedback.config import Deployment
 from learner import base, corpus, tokenizer, train_sft
@@ -150,12 +150,11 @@ def test_padding_changes_no_loss(tiny: Path) -> None:
 def test_the_loss_of_an_ignorant_model_is_that_of_guessing() -> None:
     """Equal logits over a vocabulary of 7, three labelled tokens: 3 ln 7 nats."""
 
-    class Ignorant(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-            return type("Output", (), {"logits": torch.zeros(*input_ids.shape, 7)})
-
+    shape = {"vocab_size": 7, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    ignorant = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=1))
+    torch.nn.init.zeros_(ignorant.lm_head.weight)
     example = Example(ids=(1, 2, 3, 4, 5), labels=(IGNORED, IGNORED, 3, 4, 5))
-    loss = summed_loss(Ignorant(), *collate([example], 0))
+    loss = summed_loss(ignorant, *collate([example], 0))
     assert loss.item() == pytest.approx(3 * 1.9459101, abs=1e-5)
 
 
