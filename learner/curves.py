@@ -69,15 +69,16 @@ def draw(folder: Path) -> Path:
 
 
 def read(path: Path) -> Series:
-    """Figures of a file of JSON lines; {} without the file. A line that a kill cut short is left out."""
+    """Numbers of a file of JSON lines, by name; {} without the file. A line cut short by a kill is left out."""
     series: Series = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            row: dict[str, float | bool] = msgspec.json.decode(line)
+            row: dict[str, object] = msgspec.json.decode(line)
         except msgspec.DecodeError:
             break
         for name, value in row.items():
-            series.setdefault(name, []).append(float(value))
+            if isinstance(value, int | float):
+                series.setdefault(name, []).append(float(value))
     return series
 
 

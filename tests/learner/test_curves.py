@@ -15,7 +15,9 @@ STEP = '{{"step": {0}, "reward_mean": {0}.5, "score_mean": {0}.7, "kl_root_nats"
 def folder(tmp_path: Path) -> Path:
     """A PPO run that a kill ended in the middle of its third line."""
     (tmp_path / "metrics.jsonl").write_text("\n".join([STEP.format(0), STEP.format(1), '{"step": 2, "rew']))
-    (tmp_path / "reward.jsonl").write_text('{"step": 0, "loss": 0.69, "accuracy": 0.5, "lr": 0.01}\n')
+    (tmp_path / "reward.jsonl").write_text(
+        '{"step": 0, "loss": 0.69, "accuracy": 0.5, "lr": 0.01, "of": {"a": 1}}\n'
+    )
     return tmp_path
 
 
@@ -25,7 +27,8 @@ def panels(folder: Path) -> dict[str, list[str]]:
 
 
 def test_there_is_a_panel_for_each_figure_that_the_run_has(folder: Path) -> None:
-    """β is 0 throughout and the rest was never logged: no empty axes. The line cut short is left out."""
+    """β is 0 throughout and the rest was never logged: no empty axes. What is no number, and the
+    line cut short, are left out."""
     assert panels(folder) == {
         "reward model: loss": ["loss"],
         "reward model: right on training rows": ["accuracy"],
