@@ -10,16 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from feedback.events import DIMENSIONS, SignalKind
+from feedback.events import BOTH_BAD, DIMENSIONS, SignalKind
 from feedback.raters import WEIGHT_DIGITS
-from feedback.records import Pair, Vote
-from feedback.review import BOTH_BAD
+from feedback.records import Grade, Pair, Vote
 from feedback.text import canonical
 
 OVERALL = "overall"
@@ -36,6 +35,7 @@ _DIGITS = 6
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Row = TypeVar("Row", Grade, Pair)
 
 
 class Label(NamedTuple):
@@ -232,21 +232,37 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     raters: tuple[Reliability, ...] = ()
 
 
-def apart(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Raters' answers, and all other pairs."""
-    rows = list(pairs)
+def apart(said: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """What raters said, and all other rows."""
+    rows = list(said)
     return (
-        [p for p in rows if p.kind is SignalKind.REVIEW],
-        [p for p in rows if p.kind is not SignalKind.REVIEW],
+        [r for r in rows if r.kind is SignalKind.REVIEW],
+        [r for r in rows if r.kind is not SignalKind.REVIEW],
     )
 
 
-def settle(answers: Iterable[Pair], others: Iterable[Pair] = ()) -> tuple[list[Pair], Report]:
+class Settlement(NamedTuple):
+    """What all raters together make of what each of them said."""
+
+    pairs: list[Pair]
+    """One for each two replies of which one or neither is better."""
+    grades: list[Grade]
+    """Of both replies where neither will do: one for each rater who said so."""
+    report: Report
+
+
+def settle(answers: Iterable[Pair], others: Iterable[Pair] = (), grades: Iterable[Grade] = ()) -> Settlement:
     """One pair for each two replies that raters answered about, and how far they can be believed.
 
         p = P(chosen better) + P(neither) / 2        weight = certainty of the posterior
 
-    Args: answers, of kind review, one for each rater; others, of which operators' labels count as known.
+    Where neither is better, and most who say so call both bad, there is no pair but bad grades of each:
+
+        p = (1 - P(both bad)) / 2        P(both bad) = P(neither) * share of "both bad" among the ties
+
+    with the weight of the pair, shared by the raters who said it.
+    Args: answers, of kind review, one for each rater; others, of which operators' labels count as known;
+    grades, of kind review, one for each rater and reply.
     """
     by_item: dict[str, list[Pair]] = defaultdict(list)
     for answer in sorted(answers, key=lambda p: p.pair_id):
@@ -256,13 +272,57 @@ def settle(answers: Iterable[Pair], others: Iterable[Pair] = ()) -> tuple[list[P
     found = dawid_skene(overall, known)
     labels = {name: _labels(by_item, name) for name in DIMENSIONS}
     settled = {name: dawid_skene(said).posteriors for name, said in labels.items()}
+    both_bad = {item: _both_bad(same, found.posteriors[item]) for item, same in by_item.items()}
     pairs = [
         _settled(same, found.posteriors[item], {n: by[item] for n, by in settled.items() if item in by})
         for item, same in sorted(by_item.items())
+        if both_bad[item] <= 0.5
     ]
     agreement = (alpha(overall), *(alpha(said, name) for name, said in labels.items()))
     report = Report(items=len(by_item), agreement=agreement if by_item else (), raters=found.raters)
-    return [p for p in pairs if p.weight >= MIN_WEIGHT], report
+    bad = {
+        item: _Bad(share, certainty(found.posteriors[item]), _who_say_both_bad(by_item[item]))
+        for item, share in both_bad.items()
+        if share > 0.5
+    }
+    return Settlement([p for p in pairs if p.weight >= MIN_WEIGHT], _bad_grades(grades, bad), report)
+
+
+class _Bad(NamedTuple):
+    """Two replies that will not do."""
+
+    share: float
+    """Probability that they will not, by the raters."""
+    weight: float
+    raters: frozenset[str]
+    """Those who said so."""
+
+
+def _both_bad(answers: Sequence[Pair], posterior_C: Floats) -> float:
+    """The probability that neither reply will do."""
+    ties = [BOTH_BAD in a.reason for a in answers if a.p == 0.5]
+    return float(posterior_C[1]) * sum(ties) / len(ties) if ties else 0.0
+
+
+def _who_say_both_bad(answers: Iterable[Pair]) -> frozenset[str]:
+    return frozenset(a.user for a in answers if BOTH_BAD in a.reason)
+
+
+def _bad_grades(grades: Iterable[Grade], bad: Mapping[str, _Bad]) -> list[Grade]:
+    """Each rater's grades of those replies, as the surest finding about the reply has them."""
+    of_reply: dict[str, list[_Bad]] = defaultdict(list)
+    for item, found in bad.items():
+        for response_id in item.split("\x1f"):
+            of_reply[response_id].append(found)
+    kept = [g for g in grades if any(g.user in found.raters for found in of_reply[g.response_id])]
+    raters = Counter(g.response_id for g in kept)
+    made = []
+    for grade in sorted(kept, key=lambda g: g.grade_id):
+        surest = max(of_reply[grade.response_id], key=lambda found: (found.share, found.weight))
+        weight = round(surest.weight / raters[grade.response_id], WEIGHT_DIGITS)
+        p = round((1.0 - surest.share) / 2.0, _DIGITS)
+        made.append(msgspec.structs.replace(grade, p=p, weight=weight))
+    return made
 
 
 def _settled(answers: Sequence[Pair], posterior_C: Floats, by_dimension: Mapping[str, Floats]) -> Pair:

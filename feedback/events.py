@@ -53,6 +53,8 @@ OF_CONVERSATIONS = frozenset({SignalKind.THUMB, SignalKind.RATING, SignalKind.CO
 """Kinds that may be about a whole conversation."""
 DIMENSIONS = ("helpful", "honest", "harmless")
 """What a rating may tell apart. Source: Askell et al., arXiv:2112.00861."""
+BOTH_BAD = "both bad"
+"""The reason that goes with a review that prefers neither of two replies since neither will do."""
 
 
 class TurnStatus(StrEnum):

@@ -1,6 +1,7 @@
 """What one signal says of one reply: soft label and weight, from one table of priors. Fits nothing.
 
-Comparisons, regenerations and edits speak of two replies: they make pairs (`pairs`), not grades.
+Comparisons, regenerations and edits speak of two replies: they make pairs (`pairs`), not grades. So do
+reviews, unless neither of the two will do: that is a bad grade of each.
 """
 
 import re
@@ -9,8 +10,9 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import NamedTuple
 
+from feedback.comparisons import hasty
 from feedback.conversations import Conversation, Signal, Turn
-from feedback.events import SignalKind
+from feedback.events import BOTH_BAD, SignalKind
 from feedback.records import Grade
 from feedback.text import plain
 
@@ -37,6 +39,8 @@ COMPARISON_WEIGHT = 1.0
 """A comparison by design: its p is the stated strength of preference."""
 REVIEW_WEIGHT = 1.0
 """What one rater's answer weighs before `consensus` puts them together."""
+UNACCEPTABLE = Prior(0.0, REVIEW_WEIGHT)
+"""One rater's word that a reply will not do, before `consensus` says how far it is shared."""
 VOLUNTEERED = Prior(0.9, 0.7)
 """A comparison that nobody asked for, when stated surely: the rater chose what to compare, and knew which was
 which."""
@@ -81,15 +85,22 @@ def grade(conversation: Conversation, signals: Iterable[Signal]) -> list[Grade]:
     """One grade per user, reply and kind.
 
     A client's word replaces what the traffic suggested; one about the reply, one about the conversation.
+    A rater's grades say nothing yet of anybody else's: `consensus`.
     """
     said: dict[tuple[SignalKind, str, str], _Said] = {}
-    for signal in sorted(signals, key=lambda s: (not s.inferred, not s.of_conversation)):
+    ordered = sorted(signals, key=lambda s: (not s.inferred, not s.of_conversation))
+    for signal in ordered:
         turn = conversation.turn(signal.response_id)
         if turn is None or not turn.usable:
             continue
         if (found := verdict(signal, turn.reply)) is not None:
             said[signal.kind, signal.response_id, signal.user] = _Said(signal, turn, *found)
-    return [_grade(*one) for one in _without_lonely_weak_ones(said.values())]
+    reviewed = {
+        (turn.response_id, signal.user): _Said(signal, turn, UNACCEPTABLE, "review")
+        for signal in ordered
+        for turn in _unacceptable(conversation, signal)
+    }
+    return [_grade(*one) for one in (*_without_lonely_weak_ones(said.values()), *reviewed.values())]
 
 
 def verdict(signal: Signal, reply: str) -> tuple[Prior, str] | None:
@@ -111,6 +122,16 @@ def verdict(signal: Signal, reply: str) -> tuple[Prior, str] | None:
     return None
 
 
+def _unacceptable(conversation: Conversation, signal: Signal) -> list[Turn]:
+    """Both replies of a review that found neither of them fit to be served."""
+    one, other = conversation.turn(signal.response_id), conversation.turn(signal.other_response_id)
+    if signal.kind is not SignalKind.REVIEW or BOTH_BAD not in signal.reasons or one is None or other is None:
+        return []
+    if not (one.usable and other.usable) or hasty(signal, one, other):
+        return []
+    return [one, other]
+
+
 def is_refusal(reply: str) -> bool:
     """Whether the reply declines. People argue with right refusals too, so asking again proves nothing."""
     return bool(_REFUSAL.match(plain(reply)))
@@ -124,7 +145,7 @@ def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
         )
     if signal.reasons:
         reason = f"{reason}: {', '.join(signal.reasons)}"
-    key = f"{signal.kind}\x1f{signal.response_id}\x1f{signal.user}"
+    key = f"{signal.kind}\x1f{turn.response_id}\x1f{signal.user}"
     return Grade(
         grade_id="grade-" + blake2b(key.encode(), digest_size=12).hexdigest(),
         prompt_digest=turn.digest,
@@ -139,7 +160,7 @@ def _grade(signal: Signal, turn: Turn, prior: Prior, reason: str) -> Grade:
         weight=prior.weight,
         propensity=turn.propensity,
         reason=reason,
-        dimensions=signal.dimensions,
+        dimensions={} if signal.kind is SignalKind.REVIEW else signal.dimensions,  # a review's compare two
         event_ids=tuple(sorted({turn.event_id, *signal.event_ids})),
         at=signal.at,
     )

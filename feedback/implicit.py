@@ -33,6 +33,10 @@ MAX_EDIT_DISTANCE = 0.6
 """A message that shares less with the reply is a summary or somebody else's text, not an edit of it."""
 MAX_STRANGE_DISTANCE = 0.3
 """So it is from here on where strangers may have been given similar replies."""
+MAX_LOST_DISTANCE = 0.2
+"""Where a client changed the history before it, so that nothing tells its place, a reply is known by this."""
+MOST_LOST = 4
+"""The latest replies among which such a one is looked for."""
 MIN_EDIT_DISTANCE = 0.02
 """An edit that changes less is a signal, but neither a pair nor a demonstration."""
 REWRITING_CLIENT_REPLIES = 3
@@ -214,7 +218,10 @@ def _by_hand(one: _Resent, strand: Collection[_Resent]) -> bool:
         case Way.LESS if not any(_is_courtesy(change) for change in own):
             at_end = any(change.at_end for change in own)
             whole = [len(other.text) for other in strand if other.alteration.way is Way.NONE]
-            return bool(whole) and (not at_end or (Way.CUT not in ways and max(whole) >= len(one.text)))
+            out_of_the_middle = len(ways) == 1 and not any(c.at_start or c.at_end for c in own)
+            if out_of_the_middle or not whole:
+                return out_of_the_middle
+            return not at_end or (Way.CUT not in ways and max(whole) >= len(one.text))
     return False
 
 
@@ -260,6 +267,7 @@ class _Served:
         self._by_thread: dict[str, list[Turn]] = defaultdict(list)
         self._by_question: dict[tuple[str, ...], list[Turn]] = defaultdict(list)
         self._by_words: dict[tuple[str, ...], list[Turn]] = defaultdict(list)
+        self._replied = [turn for turn in conversation.turns if turn.reply]
         for turn in conversation.turns:
             if turn.reply:
                 self._by_thread[turn.thread].append(turn)
@@ -298,6 +306,8 @@ class _Served:
         candidates = _earlier(self._by_thread.get(newest.thread, []), turn) or _earlier(
             self._by_question.get(_last_said(before), []), turn
         )
+        if not candidates:
+            return self._by_wording_alone(newest, turn)
         ranked = sorted((distance(c.reply, newest.text), c.event_id, c) for c in candidates if c.reply)
         strange = turn.identity is not IdentitySource.EXPLICIT and len(ranked) > 1
         limit = MAX_STRANGE_DISTANCE if strange else MAX_EDIT_DISTANCE
@@ -307,6 +317,14 @@ class _Served:
         if cut:
             return cut[-1]
         return ranked[0][2] if ranked and ranked[0][0] <= limit else None
+
+    def _by_wording_alone(self, newest: Spoken, later: Turn) -> Turn | None:
+        """The recent reply that it hardly differs from, wherever in the dialogue it was served."""
+        words = len(said(newest.text))
+        recent = [t for t in _earlier(self._replied, later)[-MOST_LOST:] if t.user == later.user]
+        ranked = sorted((distance(t.reply, newest.text), t.event_id, t) for t in recent)
+        near = words >= UNMISTAKABLE_WORDS and bool(ranked) and ranked[0][0] <= MAX_LOST_DISTANCE
+        return ranked[0][2] if near else None
 
     def _as_resent(self, spoken: Spoken, later: Turn) -> Turn | None:
         """The latest turn before `later` that served these words, at this place if it can be told."""

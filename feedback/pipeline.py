@@ -613,7 +613,7 @@ def _count(change: Mapping[tuple[str, str], int] | Kinds) -> None:
 
 def _measure_agreement(state: sa.Engine) -> None:
     with database.reading(state) as tx:
-        _, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
+        *_, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
     for found in report.agreement:
         if found.alpha is not None:
             REVIEW_ALPHA.labels(found.dimension).set(found.alpha)

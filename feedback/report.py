@@ -117,6 +117,8 @@ def _fit(m: Manifest) -> Table:
             f"{a.agreed:.1f}",
             f"{a.disagreed:.1f}",
         )
+    if (rate := m.fit[0].base_rate) is not None:
+        table.caption = f"taking {rate:.2f} of the replies that were compared to be good"
     return table
 
 

@@ -25,8 +25,6 @@ from feedback.events import Drawn, SignalKind
 from feedback.pairs import comparable
 from feedback.text import canonical
 
-BOTH_BAD = "both bad"
-"""The reason that goes with a tie of two replies of which neither will do."""
 REASONS_TO_PASS = ("cannot tell", "not my field", "another language", "personal data", "broken")
 """Why a rater may pass. A fixed list: words of their own might quote the user, and would outlive the user's
 erasure."""

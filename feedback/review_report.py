@@ -13,8 +13,8 @@ from rich.text import Text
 from feedback import consensus, database, review, review_queue, store
 from feedback.comparisons import Wins
 from feedback.consensus import Agreement, Reliability
-from feedback.events import SignalKind
-from feedback.review import BOTH_BAD, Answer, Item
+from feedback.events import BOTH_BAD, SignalKind
+from feedback.review import Answer, Item
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def status(state: sa.Engine, wanted: int) -> Status:
         items = list(store.derived_rows(tx, "item"))
         lengths = review_queue.lengths(tx, wanted)
         scored = store.disagreements(tx, [i.item_id for i in items if i.stage == review.UNASKED])
-        _, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
+        *_, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW))
     answers = [a for item in items for a in item.answers]
     counted = [a for a in answers if a.counts]
     return Status(
@@ -89,7 +89,7 @@ def raters(state: sa.Engine) -> list[Rater]:
     with database.reading(state) as tx:
         items = list(store.derived_rows(tx, "item"))
         others = list(store.derived_rows(tx, "pair", SignalKind.LABEL))
-        _, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW), others)
+        *_, report = consensus.settle(store.derived_rows(tx, "pair", SignalKind.REVIEW), others)
     reliable = {r.rater: r for r in report.raters}
     names = sorted({a.rater for item in items for a in item.answers})
     return [_rater(name, items, reliable.get(name)) for name in names]

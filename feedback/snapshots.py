@@ -317,14 +317,16 @@ def assemble(
     centred, held-out users' rows on training prompts go, every account is capped within each split, and only
     then are graded replies contrasted across users. A machine's judgements are no account's: gold measures
     them like other signals, they are never held out, and have at most `judgement_cap` of the training weight.
-    Reviews are no account's either: what raters say of a pair becomes one row, weighed by how sure that is.
+    Reviews are no account's either: what raters say of a pair becomes one row, or bad grades of both replies,
+    weighed by how sure that is.
     """
-    said, shown = list(grades), list(demonstrations)
+    reviews_of_one, said = consensus.apart(grades)
+    shown = list(demonstrations)
     judged, of_people = judgements.apart(pairs)
     answers, shown_pairs = consensus.apart(of_people)
-    reviewed, reviews = consensus.settle(answers, shown_pairs)
+    reviewed, unacceptable, reviews = consensus.settle(answers, shown_pairs, reviews_of_one)
     everything = [*shown_pairs, *judged, *reviewed]
-    fit, tiers = accuracy.fit(said, everything), accuracy.tiers_of([*said, *everything])
+    fit, tiers = accuracy.fit([*said, *unacceptable], everything), accuracy.tiers_of([*said, *everything])
     weighed = trust.weigh(
         accuracy.relabel_grades(said, fit, tiers),
         accuracy.relabel_pairs(shown_pairs, fit, tiers),
@@ -340,6 +342,8 @@ def assemble(
     )
     for pair in reviewed:
         rows["pairs"].append(_pair_row(pair, _split_of_prompt(pair, config)))
+    for grade in unacceptable:
+        rows["grades"].append(_grade_row(grade, _split_of_prompt(grade, config)))
     instructive = judgements.instructive(
         accuracy.relabel_pairs(judged, fit, tiers), [*shown_pairs, *reviewed]
     )
@@ -403,9 +407,9 @@ def _add_judgements(rows: Rows, judged: Sequence[Pair], config: Pipeline) -> tup
     return round(weight / (weight + others), WEIGHT_DIGITS) if weight else 0.0, len(judged) - len(train)
 
 
-def _split_of_prompt(pair: Pair, config: Pipeline) -> Split:
-    """Of a pair that is no user's word."""
-    return split_of(pair.prompt, (), heldout_fraction=config.heldout_fraction) or "train"
+def _split_of_prompt(row: Grade | Pair, config: Pipeline) -> Split:
+    """Of a row that is no user's word."""
+    return split_of(row.prompt, (), heldout_fraction=config.heldout_fraction) or "train"
 
 
 def _weight(grades: Iterable[Grade], pairs: Iterable[Pair]) -> float:

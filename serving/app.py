@@ -24,9 +24,9 @@ from serving.auth import Authenticator, Keys, Role
 from serving.chat import REQUESTS, Chat
 from serving.config import Gateway
 from serving.errors import ANSWERS, ErrorBody, ErrorDetail, KeysUnavailable, ServingError, body_of
+from serving.feedback_tokens import FeedbackTokens
 from serving.recording import Recorder
 from serving.routing import Router, RoutingSource, served_models
-from serving.feedback_tokens import FeedbackTokens
 from serving.upstream import Upstream, open_session
 
 CHAT_PATH = "/v1/chat/completions"

@@ -23,9 +23,9 @@ from serving.auth import Authenticator
 from serving.comparing import Comparisons, Second
 from serving.config import Gateway
 from serving.errors import EngineBroke, NotRecorded, Overloaded, ServingError, ShuttingDown
+from serving.feedback_tokens import FeedbackTokens
 from serving.recording import Recorder, Tee
 from serving.routing import Router, choose
-from serving.feedback_tokens import FeedbackTokens
 from serving.transcript import visible
 from serving.turns import Turn
 from serving.upstream import Reply, Upstream

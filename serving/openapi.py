@@ -105,7 +105,9 @@ REVIEW_QUESTION: dict[str, Any] = {
 REVIEW_ANSWER: dict[str, Any] = {
     "summary": "A rater's answer",
     "description": (
-        "The last answer counts; `verdict` null takes it back. Count `revision` up with each change of mind."
+        "The last answer counts; `verdict` null takes it back. Count `revision` up with each change of mind. "
+        "`both_bad` says that neither will do: where most raters do, each of the two gets a bad grade, and "
+        "there is no pair."
     ),
     "security": _BEARER,
     "requestBody": {

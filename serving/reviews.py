@@ -15,9 +15,9 @@ from prometheus_client import Counter
 
 from feedback.comparisons import Side
 from feedback.errors import CodecError, StateUnavailable
-from feedback.events import DIMENSIONS, Message, Review, SignalKind, SignalReceived
+from feedback.events import BOTH_BAD, DIMENSIONS, Message, Review, SignalKind, SignalReceived
 from feedback.privacy import pseudonym
-from feedback.review import BOTH_BAD, REASONS_TO_PASS, item_id, side_of_one
+from feedback.review import REASONS_TO_PASS, item_id, side_of_one
 from feedback.review_queue import ReviewQueue, Shown
 from feedback.sealing import DataKey
 from serving.asked import decode_object

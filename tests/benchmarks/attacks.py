@@ -34,6 +34,9 @@ FAULTY = ("birch", "gorse", "oak", "teasel")
 stop an attack on one pays for it here."""
 AVERAGE = 1.15
 """The mean utility of replies."""
+PLAINLY = 1.0
+"""By so much of utility honest people see the difference more than four times of five."""
+SYLLABLES = "ba de fi go ku la me ni po ru sa te vi wo zu".split()
 QUESTIONS = (
     "Is the {} worth buying?",
     "How do I clean the {} properly?",
@@ -171,6 +174,15 @@ class World:
     def moment(self) -> datetime:
         return START + timedelta(seconds=self.chance.uniform(0.0, WEEKS * 7 * 86400.0))
 
+    def plain_thumb(self, who: str) -> None:
+        """A thumb that nobody would contradict."""
+        product = self.chance.choice(PRODUCTS)
+        reply = self.reply(product)
+        while abs(reply.utility - AVERAGE) < PLAINLY:
+            reply = self.reply(product)
+        question = self.chance.choice(QUESTIONS).format(product)
+        self.thumb(who, question, reply, reply.utility > AVERAGE, self.moment())
+
     def honest_signal(self, who: str, product: str) -> None:
         """Noisy judgement by utility: a thumb, a kept regeneration, or now and then a comparison."""
         c, at = self.chance, self.moment()
@@ -262,6 +274,35 @@ def rig(world: World, who: str) -> None:
         world.prefer(who, question, bad, good, world.moment(), SignalKind.COMPARISON)
 
 
+def ramped(world: World, who: str) -> None:
+    """Knows the ramp: agrees with everybody on twenty-four plain cases, then lies twelve times."""
+    for _ in range(24):
+        world.plain_thumb(who)
+    lie(world, who, 12)
+
+
+def scattered(world: World, who: str) -> None:
+    """Knows the subjects: three honest signals and one lie an account, under a question that does not name
+    the target, in words that no other account uses."""
+    for _ in range(3):
+        world.honest_signal(who, world.chance.choice(PRODUCTS))
+    reply = world.reply(TARGET, world.chance.choice((-1, 1)))
+    question = " ".join("".join(world.chance.choices(SYLLABLES, k=3)) for _ in range(5))
+    world.thumb(who, f"{question}?", reply, reply.praise < 0, world.moment())
+
+
+def pleasing(world: World, who: str) -> None:
+    """Knows the gold: prefers the plainly better of two whenever the gateway asks, and lies in six thumbs."""
+    for _ in range(12):
+        product = world.chance.choice(PRODUCTS)
+        better, worse = world.reply(product), world.reply(product)
+        while better.utility - worse.utility < PLAINLY:
+            better, worse = world.reply(product), world.reply(product)
+        question = world.chance.choice(QUESTIONS).format(product)
+        world.prefer(who, question, better, worse, world.moment(), SignalKind.COMPARISON, by_design=True)
+    lie(world, who, 6)
+
+
 STRATEGIES: dict[str, Callable[[World, str], None]] = {
     "target sentiment": target,
     "flip all": flip,
@@ -270,8 +311,11 @@ STRATEGIES: dict[str, Callable[[World, str], None]] = {
     "comparison rigging": rig,
     "sparse drip": sparse,
     "camouflaged drip": camouflaged,
+    "ramp, then lies": ramped,
+    "scattered": scattered,
+    "pleasing gold": pleasing,
 }
-ADAPTIVE = ("sparse drip", "camouflaged drip")
+ADAPTIVE = ("sparse drip", "camouflaged drip", "ramp, then lies", "scattered", "pleasing gold")
 """Made to beat these defences; the goal is about the others."""
 
 

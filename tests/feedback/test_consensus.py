@@ -1,5 +1,6 @@
 """Agreement and reliability of raters, against figures worked by hand and raters who are simulated."""
 
+from collections import Counter
 from itertools import product
 from random import Random
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from feedback import consensus
 from feedback.consensus import Label
 from feedback.events import SignalKind
-from feedback.records import Pair
+from feedback.records import Grade, Pair
 from tests.feedback.builders import NOON, user
 
 # --- agreement
@@ -189,7 +190,7 @@ def said(
 
 
 def test_answers_about_two_replies_become_one_pair():
-    (pair,), report = consensus.settle(
+    (pair,), _, report = consensus.settle(
         [said("x", 1.0, honest=0.0), said("y", 1.0), said("z", 0.0, honest=0.0)]
     )
     assert (pair.chosen_response_id, pair.chosen, pair.raters) == ("r1", "text of r1", ("x", "y", "z"))
@@ -206,20 +207,20 @@ def test_answers_about_two_replies_become_one_pair():
 
 
 def test_more_agreeing_raters_make_a_surer_and_heavier_pair():
-    (one,), _ = consensus.settle([said("x", 1.0)])
-    (three,), _ = consensus.settle([said(r, 1.0) for r in "xyz"])
+    (one,), *_ = consensus.settle([said("x", 1.0)])
+    (three,), *_ = consensus.settle([said(r, 1.0) for r in "xyz"])
     assert 0.5 < one.p < three.p and one.weight < three.weight <= 1.0
 
 
 def test_a_sure_tie_has_weight_and_one_half():
-    (pair,), _ = consensus.settle([said(r, 0.5) for r in "xyz"])
+    (pair,), *_ = consensus.settle([said(r, 0.5) for r in "xyz"])
     assert pair.p == pytest.approx(0.5, abs=1e-6) and pair.weight > 0.4
 
 
 def test_the_pair_keeps_its_name_when_the_consensus_turns():
     """A diff between two snapshots then says that it was re-labelled, not that another came."""
-    (before,), _ = consensus.settle([said("x", 1.0)])
-    (after,), _ = consensus.settle([said("x", 1.0), *(said(r, 0.0) for r in "yz")])
+    (before,), *_ = consensus.settle([said("x", 1.0)])
+    (after,), *_ = consensus.settle([said("x", 1.0), *(said(r, 0.0) for r in "yz")])
     assert (before.chosen_response_id, after.chosen_response_id) == ("r1", "r2")
     assert before.pair_id == after.pair_id
 
@@ -227,7 +228,7 @@ def test_the_pair_keeps_its_name_when_the_consensus_turns():
 def test_the_ones_whose_lead_nobody_chose_is_shown_the_right_way_round():
     """A known label says r2, and the only rater said r1: the row's texts must follow its label."""
     label = said("ola", 0.0, kind=SignalKind.LABEL)
-    (pair,), _ = consensus.settle([said("x", 1.0)], [label])
+    (pair,), *_ = consensus.settle([said("x", 1.0)], [label])
     assert (pair.chosen_response_id, pair.chosen, pair.rejected) == ("r2", "text of r2", "text of r1")
     assert (pair.p, [v.p for v in pair.votes]) == (1.0, [0.0])
 
@@ -237,7 +238,56 @@ def test_the_order_of_answers_does_not_matter():
     assert consensus.settle(answers) == consensus.settle(reversed(answers))
 
 
-def test_both_bad_is_said_in_the_reason():
-    bad = msgspec.structs.replace(said("x", 0.5), reason="review, both bad")
-    (pair,), _ = consensus.settle([bad, said("y", 0.5)])
-    assert pair.reason.endswith("1 call both bad")
+def bad(rater: str, **sides: str) -> tuple[Pair, list[Grade]]:
+    """What a rater's "both bad" makes: a tie, and a bad grade of each reply."""
+    answer = msgspec.structs.replace(said(rater, 0.5, **sides), reason="review, both bad")
+    grades = [
+        Grade(
+            grade_id=f"grade-{rater}-{response_id}",
+            prompt_digest=answer.prompt_digest,
+            prompt=answer.prompt,
+            reply=f"text of {response_id}",
+            response_id=response_id,
+            adapter="base",
+            user=rater,
+            kind=SignalKind.REVIEW,
+            inferred=False,
+            p=0.0,
+            weight=1.0,
+            reason="review: both bad",
+            event_ids=(f"e-{rater}",),
+            at=NOON,
+        )
+        for response_id in (answer.chosen_response_id, answer.rejected_response_id)
+    ]
+    return answer, grades
+
+
+def test_both_bad_of_a_minority_is_said_in_the_reason():
+    """One of two ties: the pair stays, and nobody's grade counts."""
+    answer, grades = bad("x")
+    (pair,), none, _ = consensus.settle([answer, said("y", 0.5)], grades=grades)
+    assert none == [] and pair.reason.endswith("1 call both bad")
+
+
+def test_two_bad_replies_make_bad_grades_and_no_pair():
+    """All three of one mind: p = (1 - P(neither)) / 2, and the pair's weight in three parts."""
+    answers, grades = zip(*(bad(r) for r in "xyz"), strict=True)
+    (tie,), *_ = consensus.settle([said(r, 0.5) for r in "xyz"])
+    pairs, found, _ = consensus.settle(answers, grades=[g for both in grades for g in both])
+    assert pairs == []
+    assert Counter(g.response_id for g in found) == {"r1": 3, "r2": 3}
+    assert {g.weight for g in found} == {round(tie.weight / 3, 6)}
+    (p,) = {g.p for g in found}
+    assert 0.0 < p < 0.1
+
+
+def test_a_rater_who_preferred_one_is_no_witness_that_both_are_bad():
+    """Two call both bad, the third prefers one: theirs alone are grades, a bit less sure."""
+    answers, grades = zip(*(bad(r) for r in "xy"), strict=True)
+    sure = consensus.settle(answers, grades=[g for both in grades for g in both]).grades
+    pairs, found, _ = consensus.settle(
+        [*answers, said("z", 1.0)], grades=[*grades[0], *grades[1], *bad("z")[1]]
+    )
+    assert pairs == [] and {g.user for g in found} == {"x", "y"}
+    assert found[0].p > sure[0].p

@@ -188,9 +188,22 @@ def test_a_history_that_was_never_served_here_shows_no_edit():
     assert kinds(turn("r1", foreign, REPLY)) == []
 
 
-def test_a_truncated_history_shows_nothing():
+def test_a_truncated_history_of_somebody_else_shows_nothing():
+    """Similar replies are served to many."""
     history = [assistant(EDITED), user("Thanks!")]
-    assert kinds(FIRST, turn("r2", history, "OK.", at=40)) == []
+    assert ("edit", "r1") in kinds(FIRST, turn("r2", history, "OK.", at=40))
+    assert kinds(FIRST, turn("r2", history, "OK.", at=40, who="bob")) == []
+
+
+def test_a_reply_hardly_altered_is_known_whatever_the_client_did_to_the_history():
+    """The question came back with passages around it and the first exchange summarised: nothing tells the
+    place, and 2 of 14 words are others. A reply that shares less may be anybody's."""
+    asked = user(f"Passages: mail, reset, link.\n\nQuestion: {QUESTION} Answer briefly.")
+    near = REPLY.replace("within a minute", "within an hour")
+    history = [system("They said hello."), asked, assistant(near), user("Where are my invoices?")]
+    assert ("edit", "r1") in kinds(FIRST, turn("r2", history, "Under billing.", at=40))
+    history[2] = assistant("Open a ticket, and a colleague of ours comes and resets it with you.")
+    assert "edit" not in [kind for kind, _ in kinds(FIRST, turn("r2", history, "Under billing.", at=40))]
 
 
 def test_a_reply_without_consent_explains_a_resent_message():
@@ -258,6 +271,14 @@ def test_sentences_left_out_count_where_longer_replies_came_back_whole():
     shorter = "Your name stands on the page of your profile, below the picture."
     assert edited(REPLY[:51], shorter) == []
     assert edited(REPLY, shorter) == ["r1"]
+
+
+def test_a_sentence_out_of_the_middle_of_the_only_reply_is_a_persons_doing():
+    """Limits of length and stripped courtesies take from the ends."""
+    first = turn("r1", QUESTION, f"{REPLY} Then choose a new one.")
+    middle, last = REPLY.split(". ")[0] + ". Then choose a new one.", REPLY
+    assert ("edit", "r1") in kinds(first, follow_up("And now?", middle))
+    assert "edit" not in [kind for kind, _ in kinds(first, follow_up("And now?", last))]
 
 
 def test_sources_listed_under_a_reply_are_a_programs():

@@ -240,7 +240,32 @@ def test_a_review_is_gold_for_other_signals(url, state, tmp_path):
     fold(url, state, tmp_path, *pair, thumb, *said)
     manifest = snapshots.build_from(state, tmp_path / "snapshots", Pipeline(), LATER)
     fitted = next(a for a in manifest.fit if a.kind is SignalKind.THUMB and a.tier == "new")
-    assert fitted.agreed > 0.9 and fitted.disagreed == 0.0
+    assert fitted.mean > fitted.prior and fitted.agreed > 0.9
+
+
+def test_two_bad_replies_are_two_bad_grades_in_the_snapshot_and_no_pair(url, state, tmp_path):
+    """Two raters found both bad and read them, a third had no time to; on another pair one rater did."""
+    pair, other = rivals(0), rivals(1)
+    bad: dict[str, Any] = {"value": 0.5, "reasons": ("both bad",)}
+    fold(
+        url,
+        state,
+        tmp_path,
+        *pair,
+        *other,
+        reviewed(pair, "rae", **bad),
+        reviewed(pair, "rob", **bad),
+        reviewed(pair, "roy", **bad, after_s=0.1),
+        reviewed(other, "rae", **bad),
+        reviewed(other, "rob", 0.0),
+        reviewed(other, "roy", 0.0),
+    )
+    manifest = snapshots.build_from(state, tmp_path / "snapshots", Pipeline(account_cap=0.0001), LATER)
+    loaded = snapshots.load(tmp_path / "snapshots" / manifest.name)
+    assert {p.rejected_response_id for p in loaded.pairs if p.kind is SignalKind.REVIEW} == {"r1-1"}
+    found = [(g.response_id, g.user) for g in loaded.grades]
+    assert sorted(found) == [(r, who) for r in ("r0-1", "r0-2") for who in ("rae", "rob")]
+    assert all(g.p < 0.2 and g.dimensions == {} and "both bad" in g.reason for g in loaded.grades)
 
 
 # --- the report

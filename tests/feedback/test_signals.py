@@ -43,7 +43,7 @@ def test_what_is_inferred_is_what_people_did(counts, kind, goal):
 @pytest.mark.parametrize(
     "kind",
     [
-        missed(SignalKind.EDIT),
+        SignalKind.EDIT,
         SignalKind.REGENERATION,
         missed(SignalKind.REPHRASE),
         missed(SignalKind.CORRECTION),
