@@ -69,7 +69,7 @@ def draw(folder: Path) -> Path:
 
 
 def read(path: Path) -> Series:
-    """Numbers of a file of JSON lines, by name; {} without the file. A line cut short by a kill is no line."""
+    """Numbers of a file of JSON lines, by name; {} without the file. A line cut short by a kill is none."""
     series: Series = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
