@@ -9,18 +9,19 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from importlib.metadata import version
 from math import fsum
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
@@ -169,6 +170,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Since when its files are gone, because a user whose text they held was erased; this manifest stays."""
     expired_at: datetime | None = None
     """Since when its files are gone, because they were kept long enough."""
+    files: dict[str, str] = {}
+    """SHA-256 of each file of rows: who reads a part of them checks these, not `hash`."""
     users: tuple[str, ...] = ()
     """Once it has expired: the pseudonyms of whom its rows came from, so that an erasure still finds it."""
 
@@ -177,7 +180,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.erased_at is None and self.expired_at is None
 
 
+class Entry(NamedTuple):
+    """What a row of a snapshot is chosen by."""
+
+    row_id: str
+    split: str
+    prompt_digest: str
+    at: datetime | None = None
+    """None for prompts."""
+
+
+Choose = Callable[[Mapping[str, Sequence[Entry]]], Mapping[str, Collection[str]]]
+"""From every row's entry, by table, to the ids of those that are wanted."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All rows of a snapshot, or those that were chosen."""
+
     path: Path
     manifest: Manifest
     pairs: list[Pair]
@@ -412,13 +431,14 @@ def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
     return pa.schema([f for f in _SCHEMAS[table] if _SINCE.get((table, f.name), 1) <= version])
 
 
-def load(path: Path) -> Snapshot:
+def load(path: Path, choose: Choose | None = None) -> Snapshot:
     """The snapshot in the folder `path`, checked against its manifest. Columns it is too old for are empty.
 
+    Args: choose, which rows are wanted; None: all of them.
     Raises: SnapshotError naming the file, row and column that is missing, empty or not what was hashed;
     SnapshotErased.
     """
-    manifest, rows = rows_of(path)
+    manifest, rows = rows_of(path) if choose is None else chosen_rows(path, choose)
     return Snapshot(
         path=path,
         manifest=manifest,
@@ -432,6 +452,56 @@ def load(path: Path) -> Snapshot:
 
 def rows_of(path: Path) -> tuple[Manifest, Rows]:
     """Manifest and rows of the snapshot in `path`, checked as by `load`. Raises: as `load` does."""
+    manifest = _present_manifest(path)
+    schema_version = manifest.schema_version
+    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
+    if (found := hash_of(rows, schema_version)) != manifest.hash:
+        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
+    return manifest, rows
+
+
+def chosen_rows(path: Path, choose: Choose) -> tuple[Manifest, Rows]:
+    """Manifest and the rows that are wanted, in order of id; words of no other row become objects.
+
+    Checked by the files' digests; whole, where an earlier release noted none. Raises: as `load` does.
+    """
+    manifest = _present_manifest(path)
+    files = {table: path / f"{table}.parquet" for table in TABLES}
+    if not manifest.files:
+        _, rows = rows_of(path)
+        index = {table: [_entry(table, row) for row in rows[table]] for table in TABLES}
+        wanted = choose(index)
+        return manifest, {t: [row for row in rows[t] if row[IDS[t]] in wanted[t]] for t in TABLES}
+    for table, file in files.items():
+        if (found := _digest(file)) != manifest.files[table]:
+            raise SnapshotError(f"{file} hashes to {found[:12]}, not {manifest.files[table][:12]}")
+    wanted = choose({table: _entries(file, table) for table, file in files.items()})
+    return manifest, {t: _read(files[t], t, manifest.schema_version, wanted[t]) for t in TABLES}
+
+
+def _entries(file: Path, table: str) -> list[Entry]:
+    columns = ("split", "prompt_digest", *(("at",) if "at" in _SCHEMAS[table].names else ()))
+    found = pq.read_table(file, columns=[*dict.fromkeys((IDS[table], *columns))]).to_pydict()
+    return [Entry(*fields) for fields in zip(*(found[name] for name in (IDS[table], *columns)), strict=True)]
+
+
+def _entry(table: str, row: Row) -> Entry:
+    return Entry(row[IDS[table]], row["split"], row["prompt_digest"], row.get("at"))
+
+
+def _digest(file: Path) -> str:
+    """Raises: SnapshotError."""
+    try:
+        with file.open("rb") as f:
+            return file_digest(f, "sha256").hexdigest()
+    except FileNotFoundError as e:
+        raise SnapshotError(f"{file} is missing") from e
+    except OSError as e:
+        raise SnapshotError(f"{file}: {e.strerror}") from e
+
+
+def _present_manifest(path: Path) -> Manifest:
+    """Of a snapshot that still has its files. Raises: SnapshotError, SnapshotErased."""
     manifest = read_manifest(path)
     if manifest.expired_at is not None:
         raise SnapshotErased(
@@ -443,11 +513,7 @@ def rows_of(path: Path) -> tuple[Manifest, Rows]:
             f"{path.name} was erased on {manifest.erased_at:%Y-%m-%d %H:%M} with a user whose text it held: "
             "`ratchet data build` makes one without"
         )
-    schema_version = manifest.schema_version
-    rows = {table: _read(path / f"{table}.parquet", table, schema_version) for table in TABLES}
-    if (found := hash_of(rows, schema_version)) != manifest.hash:
-        raise SnapshotError(f"{path}: the rows hash to {found[:12]}, the manifest says {manifest.hash[:12]}")
-    return manifest, rows
+    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -639,6 +705,8 @@ def _write_once(out_dir: Path, manifest: Manifest, rows: Rows) -> Manifest:
     try:
         for table, schema in _SCHEMAS.items():
             pq.write_table(pa.Table.from_pylist(rows[table], schema=schema), building / f"{table}.parquet")
+        files = {table: _digest(building / f"{table}.parquet") for table in TABLES}
+        manifest = msgspec.structs.replace(manifest, files=files)
         _write_manifest(building, manifest)
         for file in (*building.iterdir(), building):
             _fsync(file)
@@ -695,10 +763,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(file: Path, table: str, schema_version: int) -> list[Row]:
+def _read(file: Path, table: str, schema_version: int, ids: Collection[str] | None = None) -> list[Row]:
+    """Rows with these ids, or all of them."""
     schema = schema_of(table, schema_version)
+    wanted = None if ids is None else pc.field(IDS[table]).isin(pa.array(sorted(ids), pa.string()))
     try:
-        found = pq.read_table(file)
+        found = pq.read_table(file, filters=wanted)
     except FileNotFoundError as e:
         raise SnapshotError(f"{file} is missing") from e
     except (OSError, pa.ArrowException) as e:

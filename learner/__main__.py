@@ -17,7 +17,7 @@ import msgspec
 from feedback.config import Deployment, Pipeline, read, section
 from feedback.errors import ConfigError, FeedbackError
 from learner.config import Eval, Judge, Learner, Problems
-from learner.errors import LearnerError
+from learner.errors import DataError, LearnerError
 from ops import evaluation
 from ops.base_model import resolve
 from ops.config import Engine, Rollout, replica_urls
@@ -68,7 +68,12 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--agreement", action="store_true", help="judge nothing: how far judges agree with people"
     )
-    verbs.add_parser("status", help="what the learner's runs have done")
+    drawn = verbs.add_parser("curves", help="draw a run's figures over its steps, also while it runs")
+    drawn.add_argument("run", nargs="?", help="such as run-0003; the newest one otherwise")
+    told = verbs.add_parser(
+        "status", help="the turn under way, what the next one waits for, what came of runs"
+    )
+    told.add_argument("--json", action="store_true", help="all of it, for programs")
     return top
 
 
@@ -116,7 +121,9 @@ def perform(args: argparse.Namespace, config: Path | None) -> int:
     deployment = section(sections, "deployment", Deployment)
     learner = section(sections, "learner", Learner)
     if args.verb == "status":
-        return status(deployment)
+        return status(deployment, learner, section(sections, "rollout", Rollout), args)
+    if args.verb == "curves":
+        return draw_curves(deployment, args)
     if args.verb == "base":
         return base(deployment)
     if args.verb == "sft":
@@ -278,10 +285,28 @@ def show_report(deployment: Deployment, rollout: Rollout, args: argparse.Namespa
     return 0
 
 
-def status(deployment: Deployment) -> int:
-    from learner.status import table
+def status(deployment: Deployment, learner: Learner, rollout: Rollout, args: argparse.Namespace) -> int:
+    from rich.console import Console
 
-    print(table(deployment))
+    from learner import status as statuses
+
+    found = statuses.status(deployment, learner, rollout, utc_now())
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        Console().print(statuses.page(found))
+    return 0
+
+
+def draw_curves(deployment: Deployment, args: argparse.Namespace) -> int:
+    from learner import curves, runs
+
+    newest = next(runs.newest_first(deployment), None)
+    if newest is None:
+        raise DataError(f"no runs yet in {deployment.runs_dir}")
+    folder = deployment.runs_dir / (args.run or newest.run_id)
+    runs.read(folder)
+    print(curves.draw(folder))
     return 0
 
 

@@ -9,6 +9,9 @@ from feedback.events import DIMENSIONS
 Method = Literal["ppo", "rloo", "dpo", "kto", "sft", "best_of_n"]
 """How the policy is trained (docs/methods.md)."""
 
+Tracker = Literal["tensorboard", "mlflow"]
+"""Where a run's figures go beside the files of the run (docs/learning.md)."""
+
 
 class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[learner]`: the training process."""
@@ -18,9 +21,14 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sampler: Literal["engine", "local"] = "engine"
     """Where sampled replies come from: the serving engines, or the trainer's own copy of the weights."""
     min_new_weight: float = 100.0
-    """A turn starts once grades and pairs of this much weight have arrived since the last snapshot."""
+    """A turn starts once grades and pairs of this much weight have arrived since the last snapshot; `inf`:
+    by the clock alone."""
+    every_s: float = 0.0
+    """A turn also starts so long after the last one began, if anything at all is new; 0: no clock."""
     poll_s: float = 2.0
     """How often `learn serve` looks for new feedback."""
+    trackers: list[Tracker] = msgspec.field(default_factory=list)
+    """Where a run's figures go beside its folder: `tensorboard`, `mlflow` (docs/learning.md)."""
     seed: int = 0
     """Everything random in a run follows from this and the run's name."""
     rank: int = 16
@@ -53,7 +61,11 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reward_length_covariate: bool = False
     """Fit a length term beside the reward and drop it when scoring: removes a liking for long replies."""
     reward_warm_start: bool = False
-    """Go on from the last run's reward model instead of fresh heads on the base: fewer epochs suffice."""
+    """Go on from the last run's reward model instead of fresh heads on the base: fewer epochs suffice. A
+    snapshot of more than `reward_rows` always does."""
+    reward_rows: int = 4096
+    """Training rows (pairs and grades) that a turn reads at most: the new ones, and a draw of the older. So
+    training costs the same however long the history."""
     root_samples: int = 128
     """Root-reference replies on which rewards are standardised to mean 0 and deviation 1."""
 
@@ -113,6 +125,10 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"reward_dimensions: {unknown[0]!r} is none of {', '.join(DIMENSIONS)}")
         if min(self.reward_dimensions.values(), default=0.0) < 0.0:
             raise ValueError("reward_dimensions: a weight is below 0")
+        if not (self.every_s >= 0 and self.min_new_weight > 0):
+            raise ValueError("every_s must be 0 or more, and min_new_weight above 0 (inf: the clock alone)")
+        if self.reward_rows < 8:
+            raise ValueError(f"reward_rows {self.reward_rows} must be 8 or more")
 
 
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

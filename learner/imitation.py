@@ -34,6 +34,8 @@ class FitMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """sft, best_of_n: nats per token. dpo: nats per pair (ln 2 at the reference). kto: 0 to 1 (½ there)."""
     rows: int
     """Rows in the step."""
+    lr: float = 0.0
+    """Learning rate of the policy in this step."""
     margin: float = 0.0
     """dpo: mean implicit reward of the chosen less the rejected replies, in log-odds."""
     kl: float = 0.0
@@ -67,11 +69,12 @@ def run(
     batches = [b for epoch in range(settings.epochs) for b in shuffled(len(weighted), settings, epoch)]
     while state.step < len(batches):
         batch = [weighted[i] for i in batches[state.step]]
+        lr = settings.lr * rate(state.step, len(batches))
         for group in state.optimizer.param_groups:
-            group["lr"] = settings.lr * rate(state.step, len(batches))
+            group["lr"] = lr
         loss = imitate(actor, state.optimizer, batch, settings.token_budget)
         state.step += 1
-        observe(FitMetrics(step=state.step - 1, loss=loss, rows=len(batch)), state, len(batches))
+        observe(FitMetrics(step=state.step - 1, loss=loss, rows=len(batch), lr=lr), state, len(batches))
     return state
 
 

@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
-
-from learner import checkpoints, distributed, imitation, train_policy, train_preferences
+from learner import checkpoints, imitation, train_policy, train_preferences
 from learner.batches import Prompt, RewardData, Sample, Scorer, Target
-from learner.checkpoints import write_atomically
 from learner.config import Learner, Method
 from learner.errors import MissingData
 from learner.imitation import FitMetrics
+from learner.metric_lines import MetricLines
 from learner.models import LanguageActor, Role
 from learner.sampling import Sampler
 from learner.train_policy import PPO, RunState, StepMetrics, draw_prompts, less_missing_ends, step_seed
@@ -117,7 +115,7 @@ def policy_gradient(task: Task) -> str:
     ).stopped
 
 
-def record(task: Task, lines: "MetricLines", metrics: Metrics, state: RunState, steps: int) -> None:
+def record(task: Task, lines: MetricLines, metrics: Metrics, state: RunState, steps: int) -> None:
     """The step's line, its checkpoint where one is due, and whoever watches."""
     lines.add(metrics)
     task.watch(metrics, steps)
@@ -257,20 +255,3 @@ METHODS: dict[Method, Callable[[Task], str]] = {
     "sft": edits,
     "best_of_n": best_of_n,
 }
-
-
-class MetricLines:
-    """`metrics.jsonl`, one line a step; a continued run overwrites the lines after its checkpoint.
-
-    Only the main process writes."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        write_atomically(path, b"".join(kept))
-
-    def add(self, metrics: Metrics) -> None:
-        if not distributed.is_main():
-            return
-        with self.path.open("ab") as f:
-            f.write(msgspec.json.encode(metrics) + b"\n")

@@ -26,7 +26,7 @@ from learner.models import Role, Trunk, load_trunk
 from learner.ngrams import Block
 from learner.pair_files import FilePair
 from learner.sampling import LocalSampler
-from learner.train_reward import RewardModel
+from learner.train_reward import RewardModel, RewardStep
 from learner.turn import Setting, reward_settings
 from ops import store
 
@@ -246,8 +246,8 @@ def _fit_trunk(
     trunk = load_trunk(setting.base_dir, rank=learner.rank, seed=learner.seed, max_tokens=max_tokens)
     data = pair_files.reward_data(pairs, heldout, trunk.encoder)
 
-    def on_step(loss: float, done: int, total: int) -> None:
-        setting.progress(stage, done, total, f"loss {loss:.3f}")
+    def on_step(figures: RewardStep, steps: int) -> None:
+        setting.progress(stage, figures.step + 1, steps, f"loss {figures.loss:.3f}")
 
     model, losses = train_reward.train(trunk, data, trunk_settings(setting, epochs), on_step)
     return model, data, losses

@@ -167,6 +167,12 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mean_tokens: float
     finished: float
     """Share of replies that ended by themselves."""
+    kl_target_nats: float = 0.0
+    """Per reply; what β adapts towards, from the run's first step on."""
+    entropy: float = 0.0
+    """Of the policy that drew the samples, nats per token: their mean −log π, which costs no pass."""
+    lr: float = 0.0
+    """Learning rate of the policy in this step."""
     ratio_before: float = 1.0
     """Mean ratio before the first optimizer step: 1, or the run stops."""
     clip_fraction: float = 0.0
@@ -254,11 +260,13 @@ def advance(actor: Actor, experience: Experience, ppo: PPO, state: RunState) -> 
     if metrics.step == 0 and ppo.advantages == "gae":
         experience = warm_up(actor, experience, ppo, state)
     anneal(state.optimizer, ppo, metrics.step)
+    metrics = replace_metrics(metrics, lr=state.optimizer.param_groups[0]["lr"])
     targets = AIMS[ppo.advantages](experience, ppo, state.beta)
     update = optimise(actor, state.optimizer, experience, targets, ppo, step_seed(ppo.seed, metrics.step))
     if ppo.adapt_beta:
-        target = min(state.start_kl + ppo.target_kl, ppo.kl_budget)
-        state.beta = adapted_beta(state.beta, kl, target, len(experience.samples), ppo.beta_horizon)
+        state.beta = adapted_beta(
+            state.beta, kl, metrics.kl_target_nats, len(experience.samples), ppo.beta_horizon
+        )
     if targets.returns_BT is not None:
         spread = explained_variance(targets.returns_BT, experience.values_BT, experience.mask_BT)
         metrics = replace_metrics(metrics, explained_variance=spread)
@@ -613,6 +621,8 @@ def describe(experience: Experience, ppo: PPO, state: RunState) -> StepMetrics:
         beta=state.beta,
         mean_tokens=float(e.mask_BT.sum(1).double().mean()),
         finished=sum(s.finish == "stop" for s in e.samples) / len(e.samples),
+        kl_target_nats=min((state.start_kl or 0.0) + ppo.target_kl, ppo.kl_budget),
+        entropy=-float(e.old_BT[e.mask_BT].mean()),
         effective_sample_size=effective_sample_size(e.old_BT, e.sampler_BT, e.mask_BT),
         sampler_kl=sampler_kl(e.old_BT, e.sampler_BT, e.mask_BT),
     )

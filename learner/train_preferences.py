@@ -238,6 +238,7 @@ def _observer(args: Any, observe: Observe) -> Any:
             step=step,
             loss=logs["loss"],
             rows=rows,
+            lr=logs.get("learning_rate", 0.0),
             margin=logs.get("rewards/margins", 0.0),
             kl=logs.get("kl", 0.0),
         )

@@ -89,6 +89,19 @@ class RewardReport(msgspec.Struct, frozen=True, kw_only=True):
     last_loss: float = 0.0
 
 
+class RewardStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One optimizer step of a reward model, as a line of `reward.jsonl`; figures are from before the step."""
+
+    step: int
+    loss: float
+    """nats."""
+    accuracy: float
+    """Share of the step's training rows on whose side of ½ the heads are, ties left out."""
+    lr: float
+    grad_norm: float
+    """Before clipping."""
+
+
 class RewardModel:
     """The trunk's reward adapter with its heads: scores samples."""
 
@@ -134,12 +147,13 @@ def train(
     trunk: Trunk,
     data: RewardData,
     settings: Settings,
-    on_step: Callable[[float, int, int], None] = lambda loss, done, total: None,
+    on_step: Callable[[RewardStep, int], None] = lambda figures, steps: None,
     earlier: Path | None = None,
 ) -> tuple[RewardModel, list[float]]:
     """Fits reward adapter and heads; every optimizer step sees all rows of its prompts.
 
-    Args: earlier, folder of a reward model to go on from; without one, a fresh adapter and fresh heads.
+    Args: on_step, called after each step with its figures and the steps in all; earlier, folder of a reward
+    model to go on from; without one, a fresh adapter and fresh heads.
     Returns: the model, not yet standardised, and the loss of each step (nats).
     Raises: DataError when there is no row to learn from; ModelError for an `earlier` that does not fit.
     """
@@ -157,15 +171,18 @@ def train(
     losses: list[float] = []
     with trunk.acting(Role.REWARD):
         for step, batch in enumerate(batches):
+            lr = settings.lr * rate(step, len(batches))
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * rate(step, len(batches))
+                group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            losses.append(backward(model, batch, settings))
+            loss, accuracy = backward(model, batch, settings)
             add_up_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             if bool(norm.isfinite()):
                 optimizer.step()
-            on_step(losses[-1], step + 1, len(batches))
+            losses.append(loss)
+            figures = RewardStep(step=step, loss=loss, accuracy=accuracy, lr=lr, grad_norm=float(norm))
+            on_step(figures, len(batches))
     return model, losses
 
 
@@ -221,18 +238,28 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def backward(model: RewardModel, batch: Sequence[Weighted], settings: Settings) -> float:
-    """This rank's part of the gradients of the batch's mean loss. Returns: that loss, of all ranks."""
+def backward(model: RewardModel, batch: Sequence[Weighted], settings: Settings) -> tuple[float, float]:
+    """This rank's part of the gradients of the batch's mean loss.
+
+    Returns: that loss (nats) and the share of decided rows on whose side of ½ the heads are, of all ranks.
+    """
     seen_BK = torch.stack([head_weights(w, settings.heads) for w in batch])
     denominator = seen_BK.sum().clamp(min=1e-8)
-    loss_sum = torch.zeros((), dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)
     for share in shares([w.row.length for w in batch], settings.token_budget):
         rows = [batch[i].row for i in share.rows]
-        row_BK = row_losses(model, rows, seen_BK[share.rows], settings.length_covariate)
+        row_BK, odds_BK = row_losses(model, rows, seen_BK[share.rows], settings.length_covariate)
         loss = share.weight * row_BK.sum() / denominator
         loss.backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.detach().cpu()
-    return float(total(loss_sum))
+        sums += torch.stack([loss.detach().cpu(), share.weight * right(odds_BK, rows).sum()]).double()
+    loss_sum, right_sum = total(sums).tolist()
+    return loss_sum, right_sum / max(1, sum(w.row.p != 0.5 for w in batch))
+
+
+def right(odds_BK: Tensor, rows: Sequence[PairRow | GradeRow]) -> Tensor:
+    """right_B: whether the heads' mean log-odds are on the label's side of ½; False for ties."""
+    p_B = torch.tensor([row.p for row in rows])
+    return ((odds_BK.cpu().mean(dim=1) > 0) == (p_B > 0.5)) & (p_B != 0.5)
 
 
 def head_weights(weighted: Weighted, heads: int) -> Tensor:
@@ -246,10 +273,12 @@ def head_weights(weighted: Weighted, heads: int) -> Tensor:
 
 def row_losses(
     model: RewardModel, rows: Sequence[PairRow | GradeRow], weight_BK: Tensor, length_term: bool
-) -> Tensor:
-    """loss_BK of pairs and grades side by side, chosen and rejected in one forward pass.
+) -> tuple[Tensor, Tensor]:
+    """loss_BK of pairs and grades side by side, chosen and rejected in one forward pass; and odds_BK without
+    gradient: each head's log-odds that `chosen` is the better one, that a graded reply is good.
 
-    Summed over the parts of the score. A dimension that a row does not tell apart has no loss there.
+    The loss is summed over the parts of the score: a dimension that a row does not tell apart has none there.
+    The odds are of the overall part.
     """
     samples = [s for row in rows for s in _samples(row)]
     scores_SCK = model.differentiable(samples)
@@ -271,7 +300,9 @@ def row_losses(
             preference_loss(own_BCK[:, c] - other_BCK[:, c], p_B, weights_BK),
             grade_loss(own_BCK[:, c], model.heads.bias_CK[c], p_B, weights_BK),
         )
-    return loss_BK
+    overall_BK = own_BCK[:, 0]
+    odds_BK = torch.where(pair_B[:, None], overall_BK - other_BCK[:, 0], overall_BK + model.heads.bias_CK[0])
+    return loss_BK, odds_BK.detach()
 
 
 def _samples(row: PairRow | GradeRow) -> tuple[Sample, ...]:

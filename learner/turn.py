@@ -3,19 +3,22 @@
 Each stage leaves its result in `runs/<run>/` before `run.json` says that it is done, so a killed turn goes on
 from its last finished stage (the policy from its last checkpoint). Decides nothing about serving: `ops` does.
 
-    run.json    reward/    policy/    checkpoints/    metrics.jsonl    report.json    replies.jsonl
+    run.json    progress.json    reward/    reward.jsonl    policy/    metrics.jsonl    curves.png
+    checkpoints/    report.json    replies.jsonl
 """
 
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -28,16 +31,29 @@ from feedback.errors import FeedbackError, SnapshotErased
 from feedback.grades import RATING
 from feedback.records import Grade
 from feedback.snapshots import Snapshot
-from learner import disagreement, distributed, evaluate, methods, reward_card, train_reward
+from learner import (
+    curves,
+    disagreement,
+    distributed,
+    evaluate,
+    methods,
+    reward_card,
+    runs,
+    schedule,
+    trackers,
+    train_reward,
+    window,
+)
 from learner.batches import Encoder, GradeRow, PairRow, Prompt, RewardData, Sample, Target
 from learner.checkpoints import write_atomically
-from learner.config import Learner, Method
+from learner.config import Learner
 from learner.errors import Busy, DataError, LearnerError, SamplingError
 from learner.examination import Examination
 from learner.findings import Findings
 from learner.heldout import Plan
 from learner.imitation import FitMetrics
 from learner.methods import Material, Metrics, Task
+from learner.metric_lines import MetricLines
 from learner.models import (
     LanguageActor,
     Role,
@@ -49,18 +65,16 @@ from learner.models import (
     preload,
 )
 from learner.problems import Problem, ProblemSet
+from learner.runs import STAGES, Run, Stage
 from learner.sampling import EngineSampler, LocalSampler, MainSampler, Sampler
 from learner.sandbox import Sandbox
-from learner.train_reward import RewardModel, RewardReport
+from learner.train_reward import RewardModel, RewardReport, RewardStep
 from learner.verification import Verifier
 from ops import evaluation, store
 from ops.adapters import Adapter, adapter_name
 from ops.errors import OpsError
 from ops.registry import Registry
 from ops.telemetry import logger
-
-Stage = Literal["snapshot", "reward", "policy", "evaluate", "register"]
-STAGES: tuple[Stage, ...] = ("snapshot", "reward", "policy", "evaluate", "register")
 
 STAGE = Gauge("ratchet_learner_stage", "Stages that the running turn has finished; 0 when none runs")
 STEP = Gauge("ratchet_learner_policy_steps", "Policy steps done in the running turn")
@@ -92,37 +106,11 @@ TURN_SECONDS = Gauge("ratchet_learner_turn_seconds", "Duration of the last finis
 TURNS = Counter("ratchet_learner_turns_total", "Turns of the loop, by outcome", ["outcome"])
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.json`: one turn of the loop and how far it is."""
-
-    run_id: str
-    fingerprint: str
-    """Hash of settings and base model; a run is continued only under the same."""
-    started_at: datetime
-    stages: tuple[Stage, ...] = ()
-    """Those that are finished."""
-    method: Method = "ppo"
-    """How its policy is trained."""
-    snapshot: str | None = None
-    parent: str | None = None
-    """Adapter that the policy starts from and would replace."""
-    adapter: str | None = None
-    """The registered candidate."""
-    failed: str | None = None
-    """Why the run cannot go on."""
-    seconds: dict[str, float] = {}
-    """Duration of each finished stage."""
-    stopped: str = ""
-    """Why the policy's training ended before its last step."""
-
-    @property
-    def finished(self) -> bool:
-        return self.stages == STAGES
-
-
 OPERATIONAL = (
     "poll_s",
     "min_new_weight",
+    "every_s",
+    "trackers",
     "metrics_port",
     "sampler",
     "threads",
@@ -192,7 +180,7 @@ def alone(setting: Setting) -> Iterator[None]:
         yield
         return
     setting.deployment.runs_dir.mkdir(parents=True, exist_ok=True)
-    with (setting.deployment.runs_dir / "learner.lock").open("a") as lock:
+    with (setting.deployment.runs_dir / runs.LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -205,11 +193,14 @@ def see_through(setting: Setting, run: Run, now: Callable[[], datetime]) -> Run:
     log = logger(run=run.run_id)
     log.info("turn_started", stages_done=list(run.stages), parent=run.parent)
     begun = time.monotonic()
+    mark = Marks(setting.folder(run.run_id), now)
     try:
-        bench = open_bench(setting, run)
+        bench = open_bench(replace(setting, progress=both(setting.progress, mark.step)), run)
         try:
             while not run.finished:
-                run = perform(bench, run, STAGES[len(run.stages)], now())
+                stage = STAGES[len(run.stages)]
+                mark.begin(stage)
+                run = perform(bench, run, stage, now())
                 log.info(
                     "stage_finished", stage=run.stages[-1], seconds=round(run.seconds[run.stages[-1]], 1)
                 )
@@ -218,7 +209,7 @@ def see_through(setting: Setting, run: Run, now: Callable[[], datetime]) -> Run:
     except (LearnerError, SnapshotErased) as e:
         TURNS.labels("interrupted" if isinstance(e, SamplingError) else "failed").inc()
         if not isinstance(e, SamplingError):
-            write(setting, msgspec.structs.replace(read(setting.folder(run.run_id)), failed=str(e)))
+            write(setting, msgspec.structs.replace(runs.read(setting.folder(run.run_id)), failed=str(e)))
         raise
     finally:
         STAGE.set(0)
@@ -244,17 +235,43 @@ def perform(bench: "Bench", run: Run, stage: Stage, now: datetime) -> Run:
 # runs on disk
 
 
-def runs(deployment: Deployment) -> list[Run]:
-    """Every run, oldest first."""
-    return [read(file.parent) for file in sorted(deployment.runs_dir.glob("run-*/run.json"))]
+class Marks:
+    """`progress.json` of a run, for whoever asks how far it is. Only the main process writes."""
+
+    def __init__(self, folder: Path, now: Callable[[], datetime]) -> None:
+        self.path = folder / "progress.json"
+        self.now = now
+        self.mark: runs.Progress | None = None
+
+    def begin(self, stage: Stage) -> None:
+        moment = self.now()
+        self._write(runs.Progress(stage=stage, begun_at=moment, at=moment))
+
+    def step(self, stage: str, done: int, total: int, figures: str) -> None:
+        """`stage` is what people call it; the run's own stage is the one that was begun."""
+        if self.mark is not None:
+            first = self.mark.first if self.mark.total else done - 1
+            self._write(
+                msgspec.structs.replace(
+                    self.mark, at=self.now(), first=first, done=done, total=total, figures=figures
+                )
+            )
+
+    def _write(self, mark: runs.Progress) -> None:
+        """Whole, but not synced to the disk: after a power cut there is nothing to be shown."""
+        self.mark = mark
+        if distributed.is_main():
+            draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            draft.write_bytes(msgspec.json.encode(mark))
+            draft.replace(self.path)
 
 
-def read(folder: Path) -> Run:
-    """Raises: DataError when the folder holds no run."""
-    try:
-        return msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
-    except (OSError, msgspec.DecodeError) as e:
-        raise DataError(f"{folder} holds no run: {e}") from e
+def both(one: Progress, other: Progress) -> Progress:
+    def progress(stage: str, done: int, total: int, figures: str) -> None:
+        one(stage, done, total, figures)
+        other(stage, done, total, figures)
+
+    return progress
 
 
 def write(setting: Setting, run: Run) -> None:
@@ -264,16 +281,16 @@ def write(setting: Setting, run: Run) -> None:
 
 def unfinished(setting: Setting) -> Run | None:
     """The newest run, if it can go on: not finished, not failed, same settings and base model."""
-    found = runs(setting.deployment)
-    if not found or found[-1].finished or found[-1].failed or found[-1].fingerprint != setting.fingerprint:
+    newest = next(runs.newest_first(setting.deployment), None)
+    if newest is None or newest.current is None or newest.fingerprint != setting.fingerprint:
         return None
-    return found[-1]
+    return newest
 
 
 def begin(setting: Setting, now: datetime) -> Run:
     """The next run, starting from the adapter that is stable now."""
-    numbers = [int(run.run_id.removeprefix("run-")) for run in runs(setting.deployment)]
-    run_id = f"run-{max(numbers, default=0) + 1:04d}"
+    taken = [runs.number(folder) for folder in setting.deployment.runs_dir.glob("run-*")]
+    run_id = f"run-{max(taken, default=0) + 1:04d}"
     with registry(setting) as adapters:
         table = adapters.traffic()
     parent = table.stable if table else None
@@ -365,8 +382,32 @@ def open_sampler(setting: Setting, trunk: Trunk, run_id: str) -> Sampler:
 
 def snapshot_of(bench: Bench, run: Run) -> Snapshot:
     if bench.loaded is None:
-        bench.loaded = snapshots.load(bench.setting.deployment.snapshots_dir / str(run.snapshot))
+        path = bench.setting.deployment.snapshots_dir / str(run.snapshot)
+        bench.loaded = snapshots.load(path, partial(window.choose, window=window_of(bench, run)))
     return bench.loaded
+
+
+def window_of(bench: Bench, run: Run) -> window.Window:
+    """What this turn reads of its snapshot; the same when the run is continued."""
+    learner, deployment = bench.setting.learner, bench.setting.deployment
+    earlier = runs.finished_before(deployment, run)
+    since = None
+    if earlier is not None and earlier.snapshot is not None:
+        since = snapshots.read_manifest(deployment.snapshots_dir / earlier.snapshot).created_at
+    return window.Window(
+        rows=learner.reward_rows,
+        heldout_rows=learner.reward_rows // 2,
+        prompts=2 * learner.policy_steps * learner.prompts_per_step,  # some may be too long
+        heldout_prompts=4 * learner.eval_prompts,
+        since=since,
+        seed=bench.seed,
+    )
+
+
+def outgrown(snapshot: Snapshot, learner: Learner) -> bool:
+    """Whether it has more training rows than a turn reads."""
+    splits = snapshot.manifest.splits
+    return sum(splits.get(table, {}).get("train", 0) for table in window.ROWS) > learner.reward_rows
 
 
 def material_of(bench: Bench, run: Run) -> Material:
@@ -428,24 +469,22 @@ def take_snapshot(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     if s.problems.settings.run_code:
         sandbox(s.problems).require()
     manifest = snapshots.build(s.deployment.state, s.deployment.snapshots_dir, s.pipeline, now)
-    bench.loaded = snapshots.load(s.deployment.snapshots_dir / manifest.name)
+    taken = msgspec.structs.replace(run, snapshot=manifest.name)
     # refuse now, not after the training
-    methods.require(s.learner.method, material_of(bench, run))
-    prompts_of(bench.loaded, bench.encoder, "heldout", s.learner.max_prompt_tokens)
+    trackers.require(s.learner.trackers)
+    methods.require(s.learner.method, material_of(bench, taken))
+    prompts_of(snapshot_of(bench, taken), bench.encoder, "heldout", s.learner.max_prompt_tokens)
     return {"snapshot": manifest.name}
 
 
 def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
-    snapshot = snapshot_of(bench, run)
     data = material_of(bench, run).data
-
-    def on_step(loss: float, done: int, total: int) -> None:
-        bench.setting.progress("reward model", done, total, f"loss {loss:.3f}")
 
     settings = reward_settings(bench.setting.learner, bench.seed)
     earlier, before = earlier_reward(bench, run, data)
-    model, losses = train_reward.train(bench.trunk, data, settings, on_step, earlier)
-    root = root_samples(bench, snapshot)
+    with reward_steps(bench) as on_step:
+        model, losses = train_reward.train(bench.trunk, data, settings, on_step, earlier)
+    root = root_samples(bench, material_of(bench, run).prompts)
     train_reward.standardise(model, root)
     found = train_reward.report(model, data, losses, root)
     folder = train_reward.save(model, found, bench.folder / "reward")
@@ -471,6 +510,20 @@ def train_reward_model(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     return {}
 
 
+@contextmanager
+def reward_steps(bench: Bench) -> Iterator[Callable[[RewardStep, int], None]]:
+    """What becomes of each step's figures: a line of `reward.jsonl`, the trackers, the progress."""
+    lines = MetricLines(bench.folder / "reward.jsonl")
+    with trackers.tracking(bench.setting.learner.trackers, bench.folder, "reward") as track:
+
+        def on_step(figures: RewardStep, steps: int) -> None:
+            lines.add(figures)
+            track(figures)
+            bench.setting.progress("reward model", figures.step + 1, steps, f"loss {figures.loss:.3f}")
+
+        yield on_step
+
+
 def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
     return train_reward.Settings(
         lr=learner.reward_lr,
@@ -490,13 +543,14 @@ def reward_settings(learner: Learner, seed: int) -> train_reward.Settings:
 def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | None, Findings | None]:
     """Where the last finished run left its reward model, and what this snapshot's held-out pairs say of it.
 
-    A conversation that is held out stays so in every snapshot. None without `reward_warm_start`, without an
-    earlier run, or where that run's model has other heads."""
+    A conversation that is held out stays so in every snapshot. None where the snapshot is read whole and
+    `reward_warm_start` is off, without an earlier run, or where that run's model has other heads.
+    """
     learner = bench.setting.learner
-    done = [r for r in runs(bench.setting.deployment) if r.finished and r.run_id < run.run_id]
-    if not (learner.reward_warm_start and done):
+    done = runs.finished_before(bench.setting.deployment, run)
+    if not done or not (learner.reward_warm_start or outgrown(snapshot_of(bench, run), learner)):
         return None, None
-    folder = bench.setting.folder(done[-1].run_id) / "reward"
+    folder = bench.setting.folder(done.run_id) / "reward"
     model, _ = train_reward.load(bench.trunk, folder, learner.reward_uncertainty)
     alike = (len(model.heads.bias_K), model.heads.pooling, list(model.heads.dimensions))
     if alike != (learner.reward_heads, learner.reward_pooling, sorted(learner.reward_dimensions)):
@@ -504,10 +558,9 @@ def earlier_reward(bench: Bench, run: Run, data: RewardData) -> tuple[Path | Non
     return folder, reward_card.measure(model, data.heldout_pairs)
 
 
-def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:
+def root_samples(bench: Bench, prompts: Sequence[Prompt]) -> list[Sample]:
     """Replies of the root reference to training prompts, four to each."""
     learner = bench.setting.learner
-    prompts = prompts_of(snapshot, bench.encoder, "train", learner.max_prompt_tokens)
     return bench.sampler.sample(
         Role.ROOT,
         prompts[: max(1, learner.root_samples // 4)],
@@ -521,11 +574,6 @@ def root_samples(bench: Bench, snapshot: Snapshot) -> list[Sample]:
 def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any]:
     learner = bench.setting.learner
     reward, _ = reward_of(bench)
-
-    def watch(metrics: Metrics, steps: int) -> None:
-        show(metrics)
-        bench.setting.progress("policy", metrics.step + 1, steps, methods.figures(metrics))
-
     task = Task(
         actor=bench.actor,
         sampler=bench.sampler,
@@ -535,15 +583,37 @@ def train_policy_adapter(bench: Bench, run: Run, now: datetime) -> dict[str, Any
         seed=bench.seed,
         fingerprint=run.fingerprint,
         folder=bench.folder,
-        watch=watch,
         verify=verifier(bench.setting.problems, bench.encoder),
         problem_fraction=bench.setting.problems.settings.fraction,
     )
-    stopped = methods.train(task)
+    try:
+        with policy_steps(bench) as watch:
+            stopped = methods.train(replace(task, watch=watch))
+    finally:  # a run that a guard stopped is looked at most of all
+        draw_curves(bench)
     export_adapter(bench.trunk, Role.POLICY, bench.folder / "policy")
     if distributed.is_main():
         shutil.rmtree(task.checkpoints, ignore_errors=True)
     return {"stopped": stopped}
+
+
+@contextmanager
+def policy_steps(bench: Bench) -> Iterator[methods.Watch]:
+    """What becomes of each step's figures besides its line: metrics port, trackers, progress."""
+    with trackers.tracking(bench.setting.learner.trackers, bench.folder, "policy") as track:
+
+        def watch(metrics: Metrics, steps: int) -> None:
+            show(metrics)
+            track(metrics)
+            bench.setting.progress("policy", metrics.step + 1, steps, methods.figures(metrics))
+
+        yield watch
+
+
+def draw_curves(bench: Bench) -> None:
+    if distributed.is_main():
+        with suppress(DataError):  # stopped before there was a step
+            curves.draw(bench.folder)
 
 
 def verifier(problems: ProblemSet, encoder: Encoder) -> Verifier:
@@ -687,18 +757,20 @@ def show(metrics: Metrics) -> None:
 
 
 def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float], bool]) -> None:
-    """Takes a turn whenever enough new feedback has arrived; `wait(seconds)` returns True to stop.
+    """Takes a turn whenever enough new feedback has arrived, or by the clock; `wait(seconds)` returns True to
+    stop.
 
     What the three packages refuse is logged and tried again, later each time.
     """
     log = logger()
     failures = 0
+    since = now()
     while True:
         try:
-            gathered = pending(setting)
+            gathered = runs.pending(setting.deployment)
             if gathered:
                 preload()
-            if unfinished(setting) or gathered >= setting.learner.min_new_weight:
+            if unfinished(setting) or next_turn(setting, gathered, since).by(now()):
                 run = take_turn(setting, now)
                 log.info("candidate_registered", run=run.run_id, adapter=run.adapter)
             failures = 0
@@ -713,7 +785,7 @@ def serve(setting: Setting, now: Callable[[], datetime], wait: Callable[[float],
             return
 
 
-def pending(setting: Setting) -> float:
-    """Weight of grades and pairs that arrived since the last run's snapshot."""
-    taken = [run.snapshot for run in runs(setting.deployment) if run.snapshot]
-    return snapshots.pending_weight(setting.deployment.state, taken[-1] if taken else None)
+def next_turn(setting: Setting, gathered: float, since: datetime) -> schedule.Due:
+    """Args: since, from when the clock counts while there is no run."""
+    newest = next(runs.newest_first(setting.deployment), None)
+    return schedule.due(setting.learner, gathered, newest.started_at if newest else since)

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from feedback import snapshots
-from learner import methods, train_reward, turn
+from learner import methods, runs, train_reward, turn
 from learner.errors import DataError
 from learner.models import LanguageActor, Role, export_adapter, load_trunk
 from learner.report_table import find
@@ -21,7 +21,7 @@ def evaluate_again(setting: Setting, run_id: str | None, now: datetime) -> str:
     Raises: DataError for a run without a candidate; Busy; what an evaluation raises.
     """
     with turn.alone(setting):
-        done = [run for run in turn.runs(setting.deployment) if run.adapter and run_id in (None, run.run_id)]
+        done = [run for run in runs.runs(setting.deployment) if run.adapter and run_id in (None, run.run_id)]
         if not done:
             raise DataError(
                 f"{run_id or 'the learner'} has registered no candidate: see `ratchet learn status`"

@@ -1,5 +1,7 @@
 """Everything an operator meets has a sentence: config fields, events, metrics, commands."""
 
+import re
+
 import pytest
 
 from tests import reference
@@ -38,3 +40,12 @@ def test_every_metric_is_named_and_explained() -> None:
 def test_no_metric_is_defined_twice() -> None:
     names = [m.name for m in reference.metrics()]
     assert sorted(set(names)) == names
+
+
+def test_the_tests_that_a_checklist_names_exist() -> None:
+    """A renamed test leaves its line of the design without anything that holds it."""
+    page = (reference.ROOT / "docs" / "learner-checklist.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", page)
+    tests = {file: (reference.ROOT / "tests" / file).read_text(encoding="utf-8") for file, _ in named}
+    assert len(named) > 80
+    assert [(file, name) for file, name in named if f"def {name}(" not in tests[file]] == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -119,6 +120,36 @@ def test_what_is_loaded_is_what_was_written(made):
     assert pair.prompt[0]["role"] == "user"
     assert pair.at.tzinfo is not None
     assert pair.event_ids == tuple(sorted(pair.event_ids))
+
+
+def test_chosen_rows_are_those_of_the_whole(copied: Path) -> None:
+    """Who reads a part gets the rows as they are, in order; the choice sees every row's place and time."""
+    whole = snapshots.load(copied)
+    seen: dict[str, list[snapshots.Entry]] = {}
+
+    def choose(index: Mapping[str, Sequence[snapshots.Entry]]) -> dict[str, set[str]]:
+        seen.update({table: list(entries) for table, entries in index.items()})
+        return {table: {entries[0].row_id} if entries else set() for table, entries in seen.items()}
+
+    part = snapshots.load(copied, choose)
+    assert (part.pairs, part.grades, part.prompts) == (whole.pairs[:1], whole.grades[:1], whole.prompts[:1])
+    assert [(e.row_id, e.at) for e in seen["grades"]] == [(g.grade_id, g.at) for g in whole.grades]
+    assert [e.split for e in seen["prompts"]] == [p.split for p in whole.prompts]
+
+
+def test_a_part_of_a_damaged_snapshot_is_refused_and_of_an_earlier_releases_is_read(copied: Path) -> None:
+    """Digests of the files stand in for the hash of all rows; a manifest without them asks for that hash."""
+
+    def choose(index: Mapping[str, Sequence[snapshots.Entry]]) -> dict[str, set[str]]:
+        return {table: {entries[0].row_id} if entries else set() for table, entries in index.items()}
+
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "files"}))
+    assert snapshots.load(copied, choose).grades == snapshots.load(copied).grades[:1]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (copied / "grades.parquet").write_bytes((copied / "pairs.parquet").read_bytes())
+    with pytest.raises(SnapshotError, match=r"grades\.parquet hashes to"):
+        snapshots.load(copied, choose)
 
 
 def test_the_columns_are_trls_conversational_format(made):

@@ -196,6 +196,18 @@ def test_a_non_finite_gradient_skips_the_step_and_is_counted(trunk: Trunk, promp
     assert all(torch.equal(a, b) for a, b in zip(before, actor.policy_parameters(), strict=True))
 
 
+def test_entropy_is_what_the_samples_say(trunk: Trunk, prompts: list[Prompt]) -> None:
+    """The mean −log π of tokens that π itself drew; the rate is that of the step, the target counts from the
+    first step's KL, which is 0 here."""
+    actor = LanguageActor(trunk)
+    samples = draw(trunk, prompts)
+    metrics = advance(actor, gather(actor, samples, low_tokens, SMALL), SMALL, start(actor, SMALL))
+    drawn = [logprob for sample in samples for logprob in sample.logprobs]
+    assert metrics.entropy == pytest.approx(-sum(drawn) / len(drawn), abs=1e-4)
+    assert metrics.lr == pytest.approx(0.01)
+    assert metrics.kl_target_nats == pytest.approx(15.0, abs=1e-4)
+
+
 def test_the_kl_budget_stops_the_run_before_the_update(trunk: Trunk, prompts: list[Prompt]) -> None:
     """Small steps add up: beyond the budget nothing more is learned, and the run says why."""
     with torch.no_grad():

@@ -22,6 +22,7 @@ from learner.train_reward import (
     pair_margins,
     prompt_batches,
     report,
+    right,
     row_losses,
     save,
     standardise,
@@ -118,7 +119,7 @@ def gradient(trunk: Trunk, rows: list[PairRow | GradeRow], weights: list[float])
     trunk.add(Role.REWARD, 4, 0)
     model = RewardModel(trunk, RewardHeads(trunk.hidden_size, 1, 0), 0.0)
     with trunk.acting(Role.REWARD):
-        row_losses(model, rows, torch.tensor(weights)[:, None], False).sum().backward()
+        row_losses(model, rows, torch.tensor(weights)[:, None], False)[0].sum().backward()
     return [model.heads.weight_KH.grad.clone(), *(p.grad.clone() for p in trunk.parameters(Role.REWARD))]
 
 
@@ -149,6 +150,13 @@ def test_micro_batches_do_not_change_the_gradient(fresh_trunk: Callable[[], Trun
             backward(model, batch, replace(SMALL, token_budget=budget))
         gradients.append([p.grad.clone() for p in trunk.parameters(Role.REWARD)])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_steps_accuracy_counts_decided_rows_by_the_side_they_are_on() -> None:
+    """Mean log-odds of two heads: +1 and +1 are right for p = .9 and a tie is nothing, +1 is wrong for .1."""
+    odds_BK = torch.tensor([[3.0, -1.0], [2.0, 0.0], [0.5, 1.5]])
+    rows = [replace(DATA.pairs[0], p=0.9), replace(DATA.pairs[1], p=0.5), replace(DATA.grades[0], p=0.1)]
+    assert right(odds_BK, rows).tolist() == [True, False, False]
 
 
 def test_all_rows_of_a_prompt_share_an_optimizer_step() -> None:
@@ -232,7 +240,9 @@ def test_a_dimension_that_nobody_told_apart_is_masked(fresh_trunk: Callable[[], 
     told = replace(DATA.pairs[0], dimensions=(("harmless", 0.0),))
     rated = replace(DATA.grades[0], dimensions=(("harmless", 1.0),))
     with trunk.acting(Role.REWARD):
-        loss_BK = row_losses(model, [told, DATA.pairs[1], rated], torch.tensor([[1.0], [0.5], [2.0]]), False)
+        loss_BK, _ = row_losses(
+            model, [told, DATA.pairs[1], rated], torch.tensor([[1.0], [0.5], [2.0]]), False
+        )
         assert loss_BK[:, 0].tolist() == pytest.approx([2 * math.log(2), 0.5 * math.log(2), 4 * math.log(2)])
         loss_BK[0].sum().backward()
     dimension_DKH, overall_KH = model.heads.dimension_DKH.grad, model.heads.weight_KH.grad

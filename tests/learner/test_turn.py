@@ -11,27 +11,30 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from feedback import database, pipeline, snapshots, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.errors import SnapshotErased
 from learner import __main__ as cli
-from learner import pair_files, problems, reward_from_file, turn
+from learner import curves, pair_files, problems, reward_from_file, runs, turn
 from learner.config import Learner, Problems
 from learner.errors import Busy, DataError, MissingData
 from learner.examination import Examination
 from learner.probe_sets import load
 from learner.report_table import find
-from learner.status import table
+from learner.status import page, status
 from learner.workshop import evaluate_again
 from ops import erasure, evaluation
 from ops import store as adapter_store
 from ops.adapters import AdapterState
+from ops.config import Rollout
 from ops.registry import Registry
 from tests.feedback import builders
 from tests.feedback.test_raters import grade
@@ -119,6 +122,13 @@ def registry(setting: turn.Setting) -> Iterator[Registry]:
     opened.close()
 
 
+def shown(setting: turn.Setting) -> str:
+    """What `ratchet learn status` prints."""
+    console = Console(width=160, file=StringIO())
+    console.print(page(status(setting.deployment, setting.learner, Rollout(), NOW)))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, registry: Registry) -> None:
     """Run, snapshot, reward model, report and base are all named; the stored files are the trained ones."""
@@ -138,10 +148,15 @@ def test_a_turn_registers_a_candidate_with_its_lineage(setting: turn.Setting, re
     adapter_store.verify(Path(candidate.path), candidate.sha256)
     steps = (setting.folder("run-0001") / "metrics.jsonl").read_bytes().splitlines()
     assert [msgspec.json.decode(step)["verified"] for step in steps] == [{"answer": [0.0, 4, 0]}] * 3
-    assert "finished" in table(setting.deployment)
     verified, unknown = (candidate.report.measure(f"{name}_answer") for name in ("verified", "no_verdict"))
     assert verified and unknown
     assert (verified.candidate, verified.n, unknown.candidate) == (0.0, 5, 0.0)
+    folder = setting.folder("run-0001")
+    assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 3
+    losses = curves.read(folder / "reward.jsonl")["loss"]
+    assert losses[0] == pytest.approx(0.693, abs=0.3), "nats, before anything is learned"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "registered" in shown(setting)
     assert candidate.report.measure("capability") is None, "no probes were set"
 
 
@@ -198,7 +213,7 @@ def test_a_turn_says_what_its_reward_heads_disagree_about(setting: turn.Setting,
         pipeline.step(log, state, Pipeline(), now=NOW)
         run = turn.begin(setting, NOW)
         bench = turn.open_bench(setting, run)
-        for stage in turn.STAGES[:2]:
+        for stage in runs.STAGES[:2]:
             run = turn.perform(bench, run, stage, NOW)
         with database.reading(state) as tx:
             ((_, item),) = store.items(tx, ["0"], 10)
@@ -206,14 +221,14 @@ def test_a_turn_says_what_its_reward_heads_disagree_about(setting: turn.Setting,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", turn.STAGES)
+@pytest.mark.parametrize("last", runs.STAGES)
 def test_a_turn_killed_after_any_stage_ends_with_the_same_candidate(
-    setting: turn.Setting, registry: Registry, last: turn.Stage
+    setting: turn.Setting, registry: Registry, last: runs.Stage
 ) -> None:
     """Every stage leaves what the next one needs on disk: nothing hangs on the process."""
     run = turn.begin(setting, NOW)
     bench = turn.open_bench(setting, run)
-    for stage in turn.STAGES[: turn.STAGES.index(last) + 1]:
+    for stage in runs.STAGES[: runs.STAGES.index(last) + 1]:
         run = turn.perform(bench, run, stage, NOW)
     continued = turn.take_turn(setting, now)
     assert continued.run_id == ("run-0002" if last == "register" else "run-0001")
@@ -246,25 +261,43 @@ def test_a_turn_killed_in_mid_training_continues_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_the_next_turn_starts_from_the_stable_adapter(setting: turn.Setting, registry: Registry) -> None:
+@pytest.mark.parametrize("further", [{"reward_warm_start": True}, {"reward_rows": 8}])
+def test_the_next_turn_starts_from_the_stable_adapter(
+    setting: turn.Setting, registry: Registry, further: dict[str, int]
+) -> None:
     """The candidate's parent is what serves, its gain is measured against that, KL still against the root.
-    The reward model goes on from the last one, if it shall."""
+    The reward model goes on from the last one, if it shall, or once the snapshot outgrows what a turn reads.
+    """
     from ops.traffic import TrafficTable
 
     first = turn.take_turn(setting, now)
     registry.set_traffic(
         TrafficTable(revision=1, stable=str(first.adapter)), expected_revision=0, by="test", at=NOW
     )
-    warm = msgspec.structs.replace(LEARNER, reward_warm_start=True)
+    warm = msgspec.structs.replace(LEARNER, **further)
     second = turn.take_turn(turn.Setting(**{**vars(setting), "learner": warm}), now)
     candidate = registry.get(str(second.adapter))
     card = msgspec.json.decode((setting.folder("run-0002") / "reward" / "card.json").read_bytes())
     assert card["origin"]["parents"]["reward model"] == "run-0001"
+    assert card["origin"]["train_pairs"] + card["origin"]["train_grades"] <= further.get("reward_rows", 100)
     assert any(note.startswith("the model that it went on from") for note in card["notes"])
     assert candidate.parent == first.adapter
     assert candidate.report is not None
     assert candidate.report.baseline == first.adapter
     assert candidate.report.kl_parent_nats != candidate.report.kl_root_nats
+
+
+def test_the_time_left_is_told_by_the_steps_that_this_process_made(tmp_path: Path) -> None:
+    """Continued after step 10: two steps in 20 s, so twelve more take 120; the ten before it tell nothing."""
+    clock = iter([NOW, NOW + timedelta(seconds=10), NOW + timedelta(seconds=20)])
+    marks = turn.Marks(tmp_path, lambda: next(clock))
+    marks.begin("policy")
+    marks.step("policy", 11, 24, "reward +0.10, KL 1.0")
+    marks.step("policy", 12, 24, "reward +0.20, KL 1.5")
+    mark = runs.progress(tmp_path)
+    assert mark is not None
+    assert (mark.first, mark.done, mark.figures) == (10, 12, "reward +0.20, KL 1.5")
+    assert mark.left_s == pytest.approx(120.0)
 
 
 def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> None:
@@ -274,10 +307,10 @@ def test_a_failed_run_is_noted_and_not_taken_up_again(setting: turn.Setting) -> 
     )
     with pytest.raises(DataError, match="no train prompt"):
         turn.take_turn(impossible, now)
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.failed is not None
     assert turn.unfinished(impossible) is None
-    assert "failed" in table(setting.deployment)
+    assert "failed" in shown(setting)
 
 
 @pytest.mark.slow
@@ -292,7 +325,7 @@ def test_a_run_on_an_erased_snapshot_is_given_up_and_leaves_no_word(setting: tur
     assert erased.snapshots == (run.snapshot,)
     with pytest.raises(SnapshotErased, match=f"{run.snapshot} was erased"):
         turn.take_turn(setting, now)
-    assert "was erased" in str(turn.read(setting.folder(run.run_id)).failed)
+    assert "was erased" in str(runs.read(setting.folder(run.run_id)).failed)
     again = turn.take_turn(setting, now)
     assert (again.run_id, again.finished) == ("run-0002", True)
     asked = question(3).encode()
@@ -310,7 +343,7 @@ def test_another_method_makes_the_same_kind_of_candidate(setting: turn.Setting, 
     assert (run.method, candidate.reason) == ("kto", "trained by kto")
     assert candidate.report is not None
     adapter_store.verify(Path(candidate.path), candidate.sha256)
-    assert "kto 4: loss 0." in table(setting.deployment)
+    assert "4: loss 0." in shown(setting)
 
 
 def test_what_the_method_lacks_ends_the_turn_before_anything_is_trained(setting: turn.Setting) -> None:
@@ -318,7 +351,7 @@ def test_what_the_method_lacks_ends_the_turn_before_anything_is_trained(setting:
     learner = msgspec.structs.replace(LEARNER, method="sft")
     with pytest.raises(MissingData, match="users' edits"):
         turn.take_turn(turn.Setting(**{**vars(setting), "learner": learner}), now)
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert "users' edits" in str(run.failed)
     assert not (setting.folder(run.run_id) / "reward").exists()
 
@@ -329,7 +362,7 @@ def test_only_one_learner_at_a_time_takes_a_turn(setting: turn.Setting) -> None:
         with pytest.raises(Busy, match="another learner"):
             turn.take_turn(setting, now)
         turn.serve(setting, now, lambda seconds: True)
-    assert turn.runs(setting.deployment) == []
+    assert runs.runs(setting.deployment) == []
 
 
 @pytest.mark.slow
@@ -342,8 +375,8 @@ def test_the_daemon_takes_one_turn_for_enough_feedback_and_then_waits(setting: t
         return len(waits) == 3
 
     turn.serve(setting, now, wait)
-    assert len(turn.runs(setting.deployment)) == 1
-    assert turn.pending(setting) == 0.0
+    assert len(runs.runs(setting.deployment)) == 1
+    assert runs.pending(setting.deployment) == 0.0
     assert snapshots.listed(setting.deployment.snapshots_dir)
 
 
@@ -361,7 +394,7 @@ def test_the_daemon_survives_a_failing_turn_and_waits_longer_each_time(setting: 
         turn.Setting(**{**vars(setting), "learner": down, "engine_urls": ["http://127.0.0.1:9"]}), now, wait
     )
     assert waits == [4.0, 8.0, 16.0]
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.failed is None
     assert not run.finished
 
@@ -388,10 +421,10 @@ def test_sigkill_in_the_policy_stage_loses_only_the_current_step(
     finally:
         process.kill()
         process.wait()
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.stages == ("snapshot", "reward")
     assert cli.main(["learn", "turn"], config) == 0
-    (run,) = turn.runs(setting.deployment)
+    (run,) = runs.runs(setting.deployment)
     assert run.finished
     assert len(metrics.read_bytes().splitlines()) == 30
 
