@@ -64,6 +64,7 @@ reward_lr = 8e-3
 reward_batch_prompts = 16
 reward_epochs = 3
 reward_pooling = "mean"
+eval_prompts = 48
 policy_steps = 14
 epochs = 1
 minibatches = 4
@@ -138,7 +139,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("build/demo"), help="emptied first")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--min-new-weight", type=float, default=560.0, help="feedback that starts a turn")
+    parser.add_argument("--min-new-weight", type=float, default=520.0, help="feedback that starts a turn")
     parser.add_argument("--questions", type=int, default=150, help="held-out questions measured each time")
     parser.add_argument("--samples", type=int, default=3, help="replies measured to each question")
     parser.add_argument("--seed", type=int, default=0, help="of everything the simulated users decide")

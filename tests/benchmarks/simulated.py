@@ -56,7 +56,7 @@ from ops.simulation import demo, helpdesk, users
 T = TypeVar("T")
 
 LEARNER = msgspec.convert(
-    tomllib.loads(demo.CONFIG.format(data_dir="", port=0, min_new_weight=0))["learner"]
+    tomllib.loads(demo.CONFIG.format(data_dir="", port=0, min_new_weight=1))["learner"]
     | {"sampler": "local", "policy_steps": 10, "prompts_per_step": 24, "checkpoint_every": 1},
     Learner,
 )

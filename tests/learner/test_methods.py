@@ -60,7 +60,7 @@ def task(trunk: Trunk, prompts: list[Prompt], folder: Path, method: Method) -> T
 
 def mean_reward(trunk: Trunk, prompts: list[Prompt]) -> float:
     sampler = LocalSampler(trunk)
-    drawn = sampler.sample(Role.POLICY, prompts, n=128, temperature=1.0, max_tokens=8, seed=7)
+    drawn = sampler.sample(Role.POLICY, prompts, n=512, temperature=1.0, max_tokens=8, seed=7)
     return float(low_tokens(drawn).mean())
 
 
@@ -80,7 +80,8 @@ def log_odds(trunk: Trunk, prompts: list[Prompt]) -> float:
 def test_methods_that_sample_raise_the_reward(
     trunk: Trunk, prompts: list[Prompt], tmp_path: Path, method: Method, steps: int, lr: float
 ) -> None:
-    """As PPO does (test_train_policy). Chance moves the mean of 512 replies by 0.06."""
+    """As PPO does (test_train_policy). Chance moves the mean of 2,048 replies by 0.04, and what best of n
+    gains in these few steps by 0.1 (0.40 in the mean of 12 seeds)."""
     with torch.no_grad():
         trunk.lm_head.weight.mul_(4)  # random logits are so small that nothing could be preferred
     asked = task(trunk, prompts[:4], tmp_path, method)
@@ -96,7 +97,7 @@ def test_methods_that_sample_raise_the_reward(
     )
     before = mean_reward(trunk, prompts[:4])
     assert methods.train(replace(asked, learner=learner)) == ""
-    assert mean_reward(trunk, prompts[:4]) > before + 0.25
+    assert mean_reward(trunk, prompts[:4]) > before + 0.15
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from feedback import pipeline, store
 from feedback.config import Deployment, Pipeline
 from feedback.embedded import EmbeddedLog
 from feedback.events import Event
-from learner import turn as turns
+from learner import runs
 from ops.adapters import Adapter
 from ops.registry import Registry
 from tests.feedback.builders import append, thumb, turn
@@ -50,13 +50,13 @@ def test_a_killed_turn_is_continued(launch: Launch, toy_base: Path, tmp_path: Pa
         time.sleep(chance.uniform(0.0, 0.3))
         assert learner.running, learner.tail()
         learner.kill()
-        if turns.runs(killed)[0].snapshot:  # what comes later is the next turn's business
+        if runs.runs(killed)[0].snapshot:  # what comes later is the next turn's business
             feed(killed, conversation(100 + starts))
     assert launch(config_of(killed), "learn", "turn").wait(120) == 0
 
     assert undisturbed.wait(120) == 0
 
-    (continued,) = turns.runs(killed)
+    (continued,) = runs.runs(killed)
     found, expected = candidate(killed), candidate(peaceful)
     assert continued.adapter == found.name
     assert continued.snapshot == found.snapshot == expected.snapshot
@@ -109,7 +109,7 @@ def is_at(placed: Deployment, learner: Process, moment: tuple[int, int], starts:
     assert learner.running, learner.tail()
     if learner.output.read_text().count("turn_started") < starts:
         return False
-    (found,) = turns.runs(placed)
+    (found,) = runs.runs(placed)
     metrics = placed.runs_dir / found.run_id / "metrics.jsonl"
     steps = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
     return len(found.stages) >= moment[0] and steps >= moment[1]
