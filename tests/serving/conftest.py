@@ -174,7 +174,7 @@ def starting(engine: ScriptedEngine, engine_url: str, folder: Path) -> Iterator[
             for replica, adapters in (replicas or {engine_url: (STABLE, CANARY)}).items():
                 registry.report_replica(replica, dict.fromkeys(adapters, "probe"), AT)
             key = keys.create("acme", Role.CHAT, AT)
-            gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, **config})
+            gateway = Gateway(**{"poll_s": 0.05, "connect_timeout_s": 0.5, "comparison_rate": 0.0, **config})
             app = build(gateway, log=log, registry=registry, keys=keys, ring=ring, queue=queue, secret=SECRET)
             running = stack.enter_context(serving(app))
             return Running(running, key, keys, ring, log, registry, engine, http, queue)
