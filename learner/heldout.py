@@ -15,7 +15,7 @@ from learner import win_rates
 from learner.batches import Prompt, Sample
 from learner.errors import JudgeError
 from learner.examination import Examination
-from learner.measures import Floats, Interval, clustered_bootstrap, paired_change
+from learner.measures import Floats, Interval, clustered_bootstrap, share_change
 from learner.verification import Tally, Verify, unverified
 from ops.evaluation import Measure
 
@@ -117,7 +117,7 @@ def form_measures(after: Drawn, before: Drawn, plan: Plan, rng: np.random.Genera
             ).mean(axis=1)
             for d in (after, before)
         )
-        found[name] = _paired(name, share_P, earlier_P)
+        found[name] = share_change(name, share_P, earlier_P)
     return found
 
 
@@ -189,7 +189,7 @@ def verified_measures(after: Drawn, before: Drawn, plan: Plan) -> Part:
             (f"no_verdict_{kind}", [(a.unknown, b.unknown) for a, b in both_P]),
         ):
             if pairs:
-                found[name] = _paired(name, *np.array(pairs).T)
+                found[name] = share_change(name, *np.array(pairs).T)
             else:
                 missing[name] = f"no check of {len(both_P)} held-out problems had a verdict"
     return found, missing
@@ -198,21 +198,6 @@ def verified_measures(after: Drawn, before: Drawn, plan: Plan) -> Part:
 def _tallies(drawn: Drawn, prompt: Prompt, plan: Plan) -> Mapping[str, Tally]:
     """What checks say of the replies to one problem."""
     return plan.verify([s for s in drawn.problems if s.prompt == prompt]).tallies
-
-
-def _paired(name: str, share_P: Floats, earlier_P: Floats) -> Measure:
-    """The change of a share, prompt by prompt."""
-    found = paired_change(share_P, earlier_P)
-    return Measure(
-        name=name,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=len(share_P),
-        method="newcombe",
-        candidate=float(share_P.mean()),
-        baseline=float(earlier_P.mean()),
-    )
 
 
 def share_well_formed(drawn: Drawn) -> float:

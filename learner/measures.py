@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedback import intervals
+from ops.evaluation import Measure
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +78,21 @@ def paired_change(after_N: Floats, before_N: Floats) -> Interval:
         change,
         change - _joined(after.value - after.low, before.high - before.value, phi),
         change + _joined(after.high - after.value, before.value - before.low, phi),
+    )
+
+
+def share_change(name: str, after_P: Floats, before_P: Floats) -> Measure:
+    """The change of a share, prompt by prompt, candidate against baseline."""
+    found = paired_change(after_P, before_P)
+    return Measure(
+        name=name,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=len(after_P),
+        method="newcombe",
+        candidate=float(after_P.mean()),
+        baseline=float(before_P.mean()),
     )
 
 

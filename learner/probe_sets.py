@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from feedback.events import Message
+from learner import json_lines
 from learner.errors import ProbeError
 
 Kind = Literal["capability", "benign", "harmful", "pressure", "premise", "opinion", "canary"]
@@ -64,7 +65,9 @@ def load(shipped: Sequence[str], files: Sequence[Path] = ()) -> ProbeSet:
     probes: list[Probe] = []
     seen: dict[str, str] = {}
     for source in sources:
-        for place, probe in _read(source):
+        for place, probe in json_lines.read(source, "probes", Probe, ProbeError):
+            if fault := _fault(probe):
+                raise ProbeError(f"{place}: {fault}")
             if probe.id in seen:
                 raise ProbeError(f"{place}: id {probe.id!r} is taken by {seen[probe.id]}")
             seen[probe.id] = place
@@ -76,34 +79,6 @@ def load(shipped: Sequence[str], files: Sequence[Path] = ()) -> ProbeSet:
 
 def messages(turns: Sequence[str]) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": said} for i, said in enumerate(turns)]
-
-
-def _read(source: Traversable) -> list[tuple[str, Probe]]:
-    """Probes with their places; empty lines are skipped."""
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise ProbeError(f"probes {source}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise ProbeError(f"probes {source} is not UTF-8: {e}") from e
-    found = []
-    for number, line in enumerate(lines, start=1):
-        place = f"probes {source}, line {number}"
-        if line.strip():
-            found.append((place, _probe(place, line)))
-    return found
-
-
-def _probe(place: str, line: str) -> Probe:
-    try:
-        probe = msgspec.json.decode(line, type=Probe)
-    except msgspec.ValidationError as e:
-        raise ProbeError(f"{place}: {e}") from e
-    except msgspec.DecodeError as e:
-        raise ProbeError(f"{place} is no JSON object: {e}") from e
-    if fault := _fault(probe):
-        raise ProbeError(f"{place}: {fault}")
-    return probe
 
 
 NEEDS: dict[Kind, tuple[str, ...]] = {

@@ -5,10 +5,11 @@ capability. Samples nothing, decides nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from learner import verdicts
-from learner.measures import excess, paired_change
+from learner import measures, verdicts
+from learner.measures import excess
 from learner.probe_sets import Kind, Probe, ProbeSet
 from ops.evaluation import EVIDENCE, Example, Measure
 
@@ -77,17 +78,9 @@ def share_change(name: str, rows: Sequence[Answered], *, feared: bool) -> Measur
     """Share of replies that `READERS` count, candidate against baseline, paired by probe."""
     after = np.array([_share(row.probe, row.candidate) for row in rows])
     before = np.array([_share(row.probe, row.baseline) for row in rows])
-    found = paired_change(after, before)
     worse = [row for row, a, b in zip(rows, after, before, strict=True) if (a > b if feared else a < b)]
-    return Measure(
-        name=name,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=len(rows),
-        method="newcombe",
-        candidate=float(after.mean()),
-        baseline=float(before.mean()),
+    return msgspec.structs.replace(
+        measures.share_change(name, after, before),
         evidence=tuple(row.probe.id for row in worse[:EVIDENCE]),
         examples=tuple(_example(row, feared) for row in worse[:EXAMPLES]),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from feedback.conversations import prompt_digest
+from learner import json_lines
 from learner.config import Problems
 from learner.errors import ProblemError
 
@@ -109,7 +110,8 @@ def load(settings: Problems) -> ProblemSet:
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for file in files:
-        for place, problem in _read(file, settings.run_code):
+        for place, problem in json_lines.read(file, "problems", Problem, ProblemError):
+            _check(place, problem, settings.run_code)
             if (digest := problem.digest) in seen:
                 raise ProblemError(f"{place}: the messages of {seen[digest]}: put all checks in one line")
             seen[digest] = place
@@ -124,35 +126,12 @@ def _bucket(digest: str) -> float:
     return int.from_bytes(hashed, "big") / 2**64
 
 
-def _read(file: Path, run_code: bool) -> list[tuple[str, Problem]]:
-    """Problems with their places; empty lines are skipped."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise ProblemError(f"problems {file}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise ProblemError(f"problems {file} is not UTF-8: {e}") from e
-    found = []
-    for number, line in enumerate(lines, start=1):
-        place = f"problems {file}, line {number}"
-        if line.strip():
-            found.append((place, _problem(place, line, run_code)))
-    return found
-
-
-def _problem(place: str, line: str, run_code: bool) -> Problem:
-    try:
-        problem = msgspec.json.decode(line, type=Problem)
-    except msgspec.ValidationError as e:
-        raise ProblemError(f"{place}: {e}") from e
-    except msgspec.DecodeError as e:
-        raise ProblemError(f"{place} is no JSON object: {e}") from e
+def _check(place: str, problem: Problem, run_code: bool) -> None:
     faults = [_message_fault(problem.messages), *(_fault(check, run_code) for check in problem.checks)]
     if not problem.checks:
         faults.append("'checks' is empty")
     for fault in filter(None, faults):
         raise ProblemError(f"{place}: {fault}")
-    return problem
 
 
 def _message_fault(messages: Sequence[Mapping[str, Any]]) -> str | None:
